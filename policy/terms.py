@@ -1,0 +1,162 @@
+"""The vocabulary of ``policy``: what a policy is given and what it answers.
+
+Shapes use ``n`` for the requests of one batch, ``k`` for the arms of the catalog in its order and
+``d`` for the features, the constant 1.0 being the last of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy.money import Price
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Seeds = NDArray[np.uint64]
+
+
+class PolicyError(Exception):
+    """Base of what ``policy`` raises, besides ``ValueError`` for a wrong argument."""
+
+
+class UnknownArmError(PolicyError):
+    """An arm is named that the catalog does not hold."""
+
+    def __init__(self, arm: str) -> None:
+        super().__init__(f"unknown arm {arm!r}")
+        self.arm = arm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A model at a provider, as the catalog describes it.
+
+    An arm without a price is never routed to. ``prior_reward`` and ``prior_output_tokens`` are
+    what an operator expects before any outcome; ``explore`` is how many requests a new arm is
+    given, within the budget, whatever its estimates say.
+    """
+
+    arm: str
+    price: Price | None
+    deployed: bool = True
+    capabilities: frozenset[str] = frozenset()
+    context_tokens_max: int | None = None
+    prior_reward: float | None = None
+    prior_output_tokens: int | None = None
+    explore: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contexts:
+    """What is known of the requests of a batch when they are routed.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n, d)
+        Last column 1.0.
+    input_tokens, max_output_tokens : ndarray of int64, shape (n,)
+    seeds : ndarray of uint64, shape (n,)
+        One per request, from its id: all chance comes from here, so that a replay repeats it.
+    """
+
+    features: Floats
+    input_tokens: Ints
+    max_output_tokens: Ints
+    seeds: Seeds
+
+    def __len__(self) -> int:
+        return len(self.input_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranking:
+    """A policy's answer for a batch: what it expects of every arm, and in which order it prefers.
+
+    Parameters
+    ----------
+    reward : ndarray, shape (n, k)
+        Estimated reward in [0, 1], without any bonus.
+    cost_usd : ndarray, shape (n, k)
+        Expected dollars of the call; 0 where the arm has no price.
+    score : ndarray, shape (n, k)
+        Higher is better; the best arm that is eligible and fits its budgets is chosen. The dual
+        price is already in it.
+    propensity : ndarray, shape (n, k)
+        Probability that this policy, in this state, would have put the arm first among the
+        eligible ones. Rows sum to one where any arm is eligible.
+    explored : ndarray of bool, shape (n,)
+        Where chance or a forced pull, not the estimate, put the first arm first.
+    """
+
+    reward: Floats
+    cost_usd: Floats
+    score: Floats
+    propensity: Floats
+    explored: Bools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learning:
+    """What one outcome teaches about the arm that was chosen; a part that is unknown is None.
+
+    ``age`` is how many decisions of this partition were made since this one. ``cost_nanousd`` is
+    the true cost; ``output_tokens`` is known when usage was reported.
+    """
+
+    arm: str
+    features: Floats
+    input_tokens: int
+    age: int
+    reward: float | None = None
+    cost_nanousd: int | None = None
+    output_tokens: int | None = None
+
+
+class Policy(Protocol):
+    """Decides which arm is worth its price for which request; one file each.
+
+    A policy is deterministic: the same calls in the same order give the same numbers. It holds
+    learned state per arm, which :meth:`dump` and :meth:`load` carry over a restart. State changes
+    only in :meth:`set_arms`, :meth:`decided`, :meth:`learn` and :meth:`load`.
+    """
+
+    name: str
+
+    def set_arms(self, arms: tuple[Arm, ...]) -> None:
+        """Take the arms of the catalog, in column order; what was learned of the others is kept."""
+
+    def rank(self, contexts: Contexts, *, dual_price: Floats, eligible: Bools) -> Ranking:
+        """Rank the arms for each request; the state does not change.
+
+        ``dual_price`` has shape (n,), reward per dollar; ``eligible`` has shape (n, k).
+        """
+
+    def decided(self, arm: str, features: Floats, *, explored: bool) -> None:
+        """Note that a decision for ``arm`` took effect (also when a log is folded)."""
+
+    def learn(self, learning: Learning) -> None:
+        """Take in one outcome, at once and in order."""
+
+    def dump(self, arm: str) -> bytes:
+        """Return what was learned of one arm, equal for equal state."""
+
+    def load(self, arm: str, state: bytes) -> None:
+        """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape."""
+
+    def merge(self, arm: str, source: int, state: bytes) -> None:
+        """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Which policy, its options and the number of features without the constant."""
+
+    policy: str = "pareto"
+    dimensions: int = 64
+    seed: int = 0
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The shell around ``policy``: Kafka, Postgres, the clock and the command line."""

@@ -1,0 +1,1 @@
+"""The commands of ``tollway``, a module for each group; each has ``register(app)``."""

@@ -1,0 +1,324 @@
+"""The records of every topic, strictly decoded; the one place that knows their JSON.
+
+Each struct is one schema version (``v``). A record of this version with an unknown field is
+refused, because a misspelt ``max_output_tokens`` must not become a silent default. A record of a
+newer version keeps its unknown fields: what this version knows is read, the rest is left alone.
+Records are read with :func:`decode`, which raises :class:`BadRecordError` with a short reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from policy.money import AMOUNT_MAX, PRICE_MAX, TOKENS_MAX
+
+R = TypeVar("R", bound=Struct)
+
+SCHEMA = 1
+RECORD_BYTES_MAX = 1 << 18
+"""A record larger than this is refused undecoded; a prompt that long belongs in a store."""
+
+_NAME = r"[A-Za-z0-9_.@:+-]{1,96}"
+Identifier = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
+ArmId = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME})?\Z", max_length=128)]
+BudgetPath = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME}){{0,5}}\Z", max_length=400)]
+Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
+NanoUsd = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
+EpochMs = Annotated[int, Meta(ge=0, le=4_102_444_800_000)]
+MicroUsdPerMTok = Annotated[int, Meta(ge=0, le=PRICE_MAX)]
+Text = Annotated[str, Meta(max_length=2_000)]
+Window = Annotated[str, Meta(pattern=r"\A(hour|day|week|month|total|[1-9][0-9]{0,8}s)\Z")]
+
+
+class BadRecordError(Exception):
+    """A record cannot be accepted. ``reason`` is one word for counting, ``detail`` says what."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Record(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What every record has: its schema version."""
+
+    v: Annotated[int, Meta(ge=1, le=1_000)] = SCHEMA
+
+
+class Request(Record):
+    """A call that somebody wants made. Topic ``requests``, keyed by the root of ``budget``.
+
+    Exactly one of ``prompt``, ``features`` (numbers) and ``features_b64`` (base64 of little-endian
+    float32) is given. ``arms`` and ``capabilities`` restrict what may be chosen; a request that
+    is read after ``deadline_ms`` is rejected.
+    """
+
+    request_id: Identifier
+    budget: BudgetPath
+    input_tokens: Tokens
+    max_output_tokens: Tokens
+    prompt: str | None = None
+    features: list[float] | None = None
+    features_b64: str | None = None
+    arms: list[ArmId] | None = None
+    capabilities: list[Identifier] = []
+    latency_ms_max: Annotated[int, Meta(ge=1)] | None = None
+    deadline_ms: EpochMs | None = None
+    segment: Identifier = "all"
+
+
+class PriceTag(Struct, frozen=True, forbid_unknown_fields=True, gc=False, omit_defaults=True):
+    """The price version that a decision pins: micro-dollars per million tokens."""
+
+    version: int
+    input: MicroUsdPerMTok
+    output: MicroUsdPerMTok
+    cached: MicroUsdPerMTok | None = None
+
+
+class Candidate(Struct, array_like=True, gc=False):
+    """One arm as the decision saw it, in this order: arm, reward, cost, bound, score, why not.
+
+    ``reward`` is the estimate in [0, 1], ``cost_nanousd`` the expected cost, ``bound_nanousd``
+    what would have been reserved, ``score`` what was compared, ``why_not`` one word, empty for
+    the chosen arm.
+    """
+
+    arm: str
+    reward: float
+    cost_nanousd: int
+    bound_nanousd: int
+    score: float
+    why_not: str
+
+
+class BudgetPosition(Struct, array_like=True, gc=False):
+    """One budget of the path just after the decision: path, window start, limit, reserved,
+    settled, dual price (reward per dollar). ``reserved + settled <= limit`` always holds.
+    """
+
+    budget: str
+    window_start_ms: int
+    limit_nanousd: int
+    reserved_nanousd: int
+    settled_nanousd: int
+    dual_price: float
+
+
+class Seen(Struct, gc=False):
+    """What the state had seen when it decided; with the topics this makes a replay exact.
+
+    ``request`` is this request's own offset; ``batch`` is the offset of the first request that
+    was decided in the same call; the others are the next offsets that were not applied yet.
+    """
+
+    request: int
+    batch: int
+    outcomes: int
+    catalog: int
+    statistics: int
+
+
+class Decision(Record):
+    """What was decided for a request. Topic ``decisions``, same key and partition as the request.
+
+    Either ``arm`` is set, or ``rejected`` with one word of reason. ``max_output_tokens`` is the
+    output cap that the caller must pass to the model: the reservation is its upper bound.
+    """
+
+    decision_id: str
+    request_id: str
+    budget: str
+    decided_ms: int
+    offsets: Seen
+    arm: str | None = None
+    rejected: str | None = None
+    input_tokens: int = 0
+    max_output_tokens: int = 0
+    reserved_nanousd: int = 0
+    expires_ms: int = 0
+    price: PriceTag | None = None
+    reward: float = 0.0
+    cost_nanousd: int = 0
+    propensity: float = 0.0
+    explored: bool = False
+    segment: str = "all"
+    policy: str = ""
+    features: str = ""
+    seed: int = 0
+    candidates: list[Candidate] = []
+    budgets: list[BudgetPosition] = []
+
+
+class Usage(Struct, forbid_unknown_fields=True, gc=False, omit_defaults=True):
+    """Tokens as OpenAI-compatible endpoints report them; cached are part of the prompt's."""
+
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    cached_tokens: Tokens = 0
+
+
+class Outcome(Record):
+    """What became of a call. Topic ``outcomes``, keyed like its request.
+
+    ``usage`` (or ``cost_nanousd``, the amount on the provider's bill, which counts first) settles
+    the reservation; ``reward`` teaches. They may come in one record or in two, in either order,
+    and the first of each counts. An ``error`` alone settles nothing: say ``usage`` zero if the
+    failed call was free.
+    """
+
+    request_id: Identifier
+    decision_id: Identifier | None = None
+    usage: Usage | None = None
+    cost_nanousd: NanoUsd | None = None
+    reward: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    latency_ms: Annotated[int, Meta(ge=0, le=86_400_000)] | None = None
+    error: Text | None = None
+
+
+class ArmEntry(Record, tag_field="kind", tag="arm"):
+    """An arm may be chosen while ``deployed`` and priced. Key ``arm:<arm>``."""
+
+    arm: ArmId
+    deployed: bool = True
+    capabilities: list[Identifier] = []
+    context_tokens_max: Tokens | None = None
+    prior_reward: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    prior_output_tokens: Tokens | None = None
+    explore: Annotated[int, Meta(ge=0, le=10_000)] = 20
+
+
+class PriceEntry(Record, tag_field="kind", tag="price"):
+    """The current price of an arm, micro-dollars per million tokens. Key ``price:<arm>``."""
+
+    arm: ArmId
+    version: Annotated[int, Meta(ge=1)]
+    input: MicroUsdPerMTok
+    output: MicroUsdPerMTok
+    cached: MicroUsdPerMTok | None = None
+
+
+class BudgetEntry(Record, tag_field="kind", tag="budget"):
+    """A limit for a window, and how it is paced. Key ``budget:<path>``.
+
+    ``window`` is a calendar window in UTC, ``total``, or a number of seconds such as ``90s``,
+    aligned to the epoch. ``per_request_nanousd`` paces the mean cost of a request instead of the
+    clock. ``pacing`` ``none`` leaves the hard cap only.
+    """
+
+    budget: BudgetPath
+    limit_nanousd: NanoUsd
+    window: Window = "day"
+    per_request_nanousd: NanoUsd | None = None
+    pacing: Literal["even", "none"] = "even"
+
+
+class PolicyEntry(Record, tag_field="kind", tag="policy"):
+    """Which policy decides, and how requests become features. Key ``policy``."""
+
+    policy: Identifier = "pareto"
+    dimensions: Annotated[int, Meta(ge=1, le=1_024)] = 64
+    encoder: Literal["none", "lexical"] = "lexical"
+    seed: int = 0
+    options: dict[str, float | int | str | bool] = {}
+
+
+CatalogEntry = ArmEntry | PriceEntry | BudgetEntry | PolicyEntry
+
+
+class Statistics(Record):
+    """What one partition has learned of one arm. Topic ``statistics``, key ``partition:arm``."""
+
+    partition: int
+    arm: str
+    policy: str
+    requests: int
+    outcomes: int
+    state_b64: str
+
+
+class DeadLetter(Record):
+    """Where an unreadable record lay and why; never its payload. Key: the record's key."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    sha256: str
+    size: int
+    at_ms: int
+
+
+def encode(record: Struct) -> bytes:
+    """Return the record as JSON."""
+    return _encoder.encode(record)
+
+
+def decode(kind: type[R], value: bytes | None) -> R:
+    """Return the record, or raise :class:`BadRecordError` with the place inside it that is wrong.
+
+    A record whose ``v`` is newer than :data:`SCHEMA` is read without its unknown fields.
+    """
+    if value is None:
+        raise BadRecordError("empty", "the record has no value")
+    if len(value) > RECORD_BYTES_MAX:
+        raise BadRecordError("too_large", f"{len(value)} bytes, at most {RECORD_BYTES_MAX}")
+    try:
+        return cast(R, _decoder(kind).decode(value))
+    except msgspec.ValidationError as exc:
+        newer = _decode_newer(kind, value)
+        if newer is not None:
+            return newer
+        raise BadRecordError(_reason(str(exc)), str(exc)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadRecordError("undecodable", str(exc)) from None
+
+
+def _reason(message: str) -> str:
+    if "unknown field" in message:
+        return "unknown_field"
+    if "missing required field" in message:
+        return "missing_field"
+    return "wrong_type" if message.startswith("Expected `") and ", got" in message else "range"
+
+
+def _decode_newer(kind: type[R], value: bytes) -> R | None:
+    """Return the record of a newer schema without its unknown fields; None if it is not one."""
+    try:
+        raw = msgspec.json.decode(value)
+        if not isinstance(raw, dict) or not isinstance(raw.get("v"), int) or raw["v"] <= SCHEMA:
+            return None
+        known = {field.encode_name for field in msgspec.structs.fields(kind)} | {"kind"}
+        return msgspec.convert({k: v for k, v in raw.items() if k in known}, kind, strict=True)
+    except msgspec.MsgspecError:
+        return None
+
+
+def decode_catalog(value: bytes | None) -> CatalogEntry:
+    """Return the catalog entry; raise :class:`BadRecordError` if it is none."""
+    return decode(CatalogEntry, value)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _decoder(kind: Any) -> Any:
+    return msgspec.json.Decoder(kind)
+
+
+def decision_id(root: str, request_id: str) -> str:
+    """Return the decision's id: the request's, hashed together with its budget root.
+
+    Examples
+    --------
+    >>> decision_id("acme", "r1") == decision_id("acme", "r1") != decision_id("other", "r1")
+    True
+    """
+    return hashlib.blake2b(f"{root}/{request_id}".encode(), digest_size=16).hexdigest()
+
+
+_encoder = msgspec.json.Encoder()
