@@ -1,0 +1,125 @@
+"""What the current policy would spend per request at each dual price.
+
+A dual price of ``l`` reward per dollar makes a policy choose the arm with the largest
+``reward - l * cost``. As ``l`` grows, a request moves down the upper hull of its arms in the plane
+of cost and reward, one arm at a time, at prices that are the slopes of that hull. Collected over
+recent contexts, these steps give the mean spend as an exact, decreasing step function of the
+price, which a pacer inverts instead of searching for its price by trial and error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy.terms import Bools, Floats
+
+PRICE_MAX = 1e12
+"""Reward per dollar at which even a nano-dollar outweighs any reward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpendCurve:
+    """Mean expected dollars per request at ascending dual prices.
+
+    Parameters
+    ----------
+    dual_price : ndarray, shape (g,)
+        Ascending; the first is 0.
+    cost_usd : ndarray, shape (g,)
+        Mean cost of a request at a price just above that of the same index; never increasing.
+    """
+
+    dual_price: Floats
+    cost_usd: Floats
+
+    def price_at(self, target_usd: Floats) -> Floats:
+        """Return the least dual price at which the mean cost is at most the target.
+
+        Between two steps the price is interpolated, so that it moves smoothly with the target.
+        A target below the least possible spend gives a price above every step.
+
+        Examples
+        --------
+        >>> curve = SpendCurve(dual_price=np.array([0.0, 1.0, 2.0]),
+        ...                    cost_usd=np.array([4.0, 2.0, 1.0]))
+        >>> curve.price_at(np.array([5.0, 4.0, 3.0, 1.0, 0.5]))
+        array([0. , 0. , 0.5, 2. , 4. ])
+        """
+        price = np.interp(-target_usd, -self.cost_usd, self.dual_price)
+        beyond = target_usd < self.cost_usd[-1]
+        # Twice the last step leaves every request at its cheapest arm, also those whose
+        # estimates differ a little from the sampled ones.
+        return np.where(beyond, min(2.0 * float(self.dual_price[-1]), PRICE_MAX), price)
+
+    def cost_at(self, dual_price: Floats) -> Floats:
+        """Return the mean expected dollars per request at these dual prices.
+
+        Examples
+        --------
+        >>> curve = SpendCurve(dual_price=np.array([0.0, 1.0, 2.0]),
+        ...                    cost_usd=np.array([4.0, 2.0, 1.0]))
+        >>> curve.cost_at(np.array([0.0, 0.5, 9.0]))
+        array([4., 3., 1.])
+        """
+        return np.interp(dual_price, self.dual_price, self.cost_usd)
+
+
+def spend_curve(reward: Floats, cost_usd: Floats, eligible: Bools) -> SpendCurve:
+    """Return the spend curve of a sample of contexts.
+
+    Parameters
+    ----------
+    reward : ndarray, shape (r, k)
+        What is compared besides the price: the estimate, with a bonus if the policy adds one.
+    cost_usd : ndarray, shape (r, k)
+        Expected dollars.
+    eligible : ndarray of bool, shape (r, k)
+        Rows without any eligible arm are left out.
+
+    Raises
+    ------
+    ValueError
+        If no row has an eligible arm.
+
+    Examples
+    --------
+    >>> curve = spend_curve(np.array([[0.5, 0.9]]), np.array([[1.0, 3.0]]), np.full((1, 2), True))
+    >>> curve.dual_price, curve.cost_usd
+    (array([0. , 0.2]), array([3., 1.]))
+    """
+    rows = eligible.any(axis=1)
+    if not rows.any():
+        raise ValueError("a spend curve needs a context with an eligible arm")
+    usable = eligible[rows]
+    value = np.where(usable, reward[rows], -np.inf)
+    cost = np.where(usable, cost_usd[rows], np.inf)
+    index = np.arange(len(value))
+    # At price zero: the best reward, and of equal ones the cheapest.
+    best = value.max(axis=1)
+    now = np.where(value == best[:, None], cost, np.inf).argmin(axis=1)
+    start = float(cost[index, now].mean())
+    prices, drops = [np.zeros(1)], [np.zeros(1)]
+    reached = np.zeros(len(value))
+    for _ in range(value.shape[1] - 1):
+        cost_now, value_now = cost[index, now], value[index, now]
+        saved = cost_now[:, None] - cost
+        cheaper = usable & (saved > 0)
+        lost = np.where(cheaper, value_now[:, None] - value, 0.0)
+        slope = np.where(cheaper, lost / np.where(cheaper, saved, 1.0), np.inf)
+        least = slope.min(axis=1)
+        moving = np.isfinite(least)
+        if not moving.any():
+            break
+        # Of arms on the same slope the cheapest is the end of the edge.
+        next_arm = np.where(slope == least[:, None], cost, np.inf).argmin(axis=1)
+        # Rounding must not let a hull turn back.
+        reached = np.where(moving, np.maximum(reached, least), reached)
+        now = np.where(moving, next_arm, now)
+        prices.append(reached[moving])
+        drops.append((cost_now - cost[index, now])[moving])
+    price = np.minimum(np.concatenate(prices), PRICE_MAX)
+    order = np.argsort(price, kind="stable")
+    spent = start - np.cumsum(np.concatenate(drops)[order]) / len(value)
+    return SpendCurve(dual_price=price[order], cost_usd=np.maximum(spent, 0.0))

@@ -1,0 +1,324 @@
+"""The pacer: a dual price per budget, so that spend follows the plan.
+
+A pacer is a controller on top of a hard cap, never instead of it. Its state is one fixed-size
+record per budget; what it has learned (price, request rate, noise of the costs) outlives windows.
+
+The price comes from the spend curve (:mod:`policy.curve`): it is the price at which the current
+policy is expected to spend what the plan has left for the next request. Expected dollars are
+charged when a request is decided, not when it settles, so calls in flight cannot be overlooked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policy.curve import PRICE_MAX, SpendCurve
+from policy.terms import Bools, Floats, Ints
+
+Pacing = NDArray[Any]
+Controller = Literal["curve", "pid"]
+
+PACER_DTYPE = np.dtype(
+    [
+        ("window_start_ms", "<i8"),
+        ("first_ms", "<i8"),  # first request ever; 0 before it
+        ("seen_ms", "<i8"),  # latest request
+        ("memory_ms", "<f8"),  # of the slow request rate
+        ("requests", "<f8"),  # in this window
+        ("spent_usd", "<f8"),  # in this window: expected until settled, then true
+        ("open_calls", "<f8"),
+        ("open_usd2", "<f8"),  # sum of squared expected dollars in flight
+        ("noise_usd2", "<f8"),  # decayed sum of squared errors of expected dollars
+        ("noise_scale_usd2", "<f8"),  # decayed sum of squared expected dollars of the same calls
+        ("count_slow", "<f8"),  # decayed number of requests
+        ("count_fast", "<f8"),
+        ("dual_price", "<f8"),  # mean of those used lately
+        ("mean_usd", "<f8"),  # of the expected dollars of the last requests
+        ("mean_fast_usd", "<f8"),
+        ("planned_usd", "<f8"),  # mean of what the curve foretold for the same requests
+    ]
+)
+"""State of one budget: 128 bytes, all zero for a new one."""
+
+AIM = 0.99
+"""Share of a per-request ceiling that is aimed at; the rest absorbs surprises."""
+HORIZON = 200.0
+"""Requests over which a balance is made good."""
+SAFETY = 2.0
+"""Standard deviations of the open calls' cost that are held back below a ceiling."""
+BURST_REQUESTS = 20.0
+"""A request's cheapest arm may run ahead of the ceiling by so many ceilings before refusal."""
+MEMORY_MS = 3_600_000.0
+_FAST = 10.0  # the fast request rate forgets so many times faster
+_MEAN, _MEAN_FAST = 1 / 100, 1 / 10
+_NOISE_KEEP = 0.99
+_PID = (0.05, 0.5, 0.05)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """What budgets may spend, all of shape (m,).
+
+    Parameters
+    ----------
+    limit_usd : ndarray
+        Amount of the window.
+    window_start_ms, window_end_ms : ndarray of int64
+    per_request_usd : ndarray
+        Ceiling of the mean cost of a request in the window; nan where the clock paces.
+    paced : ndarray of bool
+        Where False the dual price is 0 and the hard cap acts alone.
+    """
+
+    limit_usd: Floats
+    window_start_ms: Ints
+    window_end_ms: Ints
+    per_request_usd: Floats
+    paced: Bools
+
+
+def dual_price(
+    pacing: Pacing,
+    plan: Plan,
+    curve: SpendCurve | None,
+    *,
+    now_ms: int,
+    controller: Controller = "curve",
+) -> Floats:
+    """Return the dual price of each budget, reward per dollar, for the next request.
+
+    Parameters
+    ----------
+    pacing : structured ndarray of PACER_DTYPE, shape (m,)
+    plan : Plan
+        Of the same budgets.
+    curve : SpendCurve or None
+        None while no context was seen.
+    now_ms : int
+        Time of the request.
+    controller : {"curve", "pid"}
+        ``curve`` inverts the spend curve at the target; ``pid`` moves the price that was used
+        lately by the errors of rate and balance and needs the curve only for its start.
+
+    Returns
+    -------
+    ndarray, shape (m,)
+        Within ``[0, PRICE_MAX]``, never nan. Where several budgets bind one request, take the
+        largest: each price alone makes its budget's spend follow the plan.
+    """
+    target = target_usd(pacing, plan, now_ms=now_ms)
+    if controller == "pid":
+        price = _pid(pacing, plan, curve, target)
+    elif curve is None:
+        price = _without_curve(pacing, target)
+    else:
+        price = curve.price_at(target / _bias(pacing))
+    priced: Floats = np.where(plan.paced, np.clip(price, 0.0, PRICE_MAX), 0.0)
+    return priced
+
+
+def target_usd(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
+    """Return the dollars that the plan has for the next request of each budget, at least 0.
+
+    Per request: the ceiling, and the balance spread over the next ``HORIZON`` requests. By the
+    clock: what is left of the amount, divided by the requests still expected in the window.
+    """
+    held = SAFETY * _open_deviation(pacing)
+    by_request = ~np.isnan(plan.per_request_usd)
+    ceiling = AIM * np.where(by_request, plan.per_request_usd, 0.0)
+    balance = ceiling * pacing["requests"] - pacing["spent_usd"] - held
+    # A large credit may double the spend, not release it at once.
+    per_request = ceiling + np.minimum(balance / HORIZON, ceiling)
+    left = plan.limit_usd - pacing["spent_usd"]
+    left_ms = np.maximum(plan.window_end_ms - now_ms, 0).astype(np.float64)
+    by_clock = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
+    return np.maximum(np.where(by_request, per_request, by_clock), 0.0)
+
+
+def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:
+    """Return the expected requests per millisecond of each budget.
+
+    The larger of a slow rate and of what a fast one shows beyond chance (two standard deviations
+    of its count): a burst is met at once, and forgotten soon after it has ended.
+    """
+    memory = np.where(pacing["memory_ms"] > 0, pacing["memory_ms"], MEMORY_MS)
+    age = np.maximum(now_ms - pacing["first_ms"], 1).astype(np.float64)
+    since = np.maximum(now_ms - pacing["seen_ms"], 0).astype(np.float64)
+    slow = pacing["count_slow"] * np.exp(-since / memory)
+    fast = pacing["count_fast"] * np.exp(-since * _FAST / memory)
+    sure = np.maximum(fast - 2.0 * np.sqrt(fast), 0.0)
+    slow_rate = slow / (memory * -np.expm1(-age / memory))
+    fast_rate = sure / (memory / _FAST * -np.expm1(-age * _FAST / memory))
+    rate: Floats = np.where(pacing["first_ms"] > 0, np.maximum(slow_rate, fast_rate), 0.0)
+    return rate
+
+
+def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
+    """Return what the next request may be expected to cost under each per-request ceiling.
+
+    ``ceiling * requests so far, this one included - spent - what is held for calls in flight``;
+    infinite where the budget has no such ceiling. An arm that is expected to cost more must not
+    be chosen (:func:`affordable`).
+    """
+    line = plan.per_request_usd * (pacing["requests"] + 1.0)
+    room = line - pacing["spent_usd"] - SAFETY * _open_deviation(pacing)
+    return np.where(np.isnan(plan.per_request_usd), np.inf, room)
+
+
+def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
+    """Return which arms one request may use under all per-request ceilings of its budgets.
+
+    An arm fits if its expected cost and its own uncertainty stay below the line
+    ``ceiling * requests``. Only the cheapest arm may run ahead of it, by ``BURST_REQUESTS``
+    ceilings: that much is the stated burst, kept to refuse nobody.
+
+    Parameters
+    ----------
+    pacing, plan
+        Of the budgets of the request, shape (m,).
+    cost_usd : ndarray, shape (k,)
+        Expected dollars of the eligible arms; inf for the others.
+
+    Returns
+    -------
+    ndarray of bool, shape (k,)
+    """
+    room = allowance_usd(pacing, plan)
+    burst = np.where(np.isnan(plan.per_request_usd), 0.0, BURST_REQUESTS * plan.per_request_usd)
+    finite = np.isfinite(cost_usd)
+    cost = np.where(finite, cost_usd, 0.0)
+    own = SAFETY * np.sqrt(_noise(pacing))[:, None] * cost
+    fits = ((cost + own) <= room[:, None]).all(axis=0)
+    cheapest = (cost_usd == cost_usd.min()) & (cost <= (room + burst)[:, None]).all(axis=0)
+    result: Bools = finite & (fits | cheapest)
+    return result
+
+
+def charge(
+    pacing: Pacing,
+    index: int,
+    *,
+    expected_usd: float,
+    now_ms: int,
+    dual_price: float = 0.0,
+    planned_usd: float = 0.0,
+) -> None:
+    """Note a decided request, in place: it was seen, and its expected dollars are spent.
+
+    ``expected_usd`` is the expectation, not the bound; 0 for a rejected request. ``dual_price``
+    is the price that the request was decided at, ``planned_usd`` what the curve foretold for it
+    there (``SpendCurve.cost_at``; 0 for a rejected one): from their ratio the pacer learns how
+    this budget's requests differ from those of the curve.
+    """
+    row = pacing[index]
+    memory = float(row["memory_ms"]) or MEMORY_MS
+    if row["first_ms"] == 0:
+        row["first_ms"] = row["seen_ms"] = max(now_ms, 1)
+    since = max(now_ms - int(row["seen_ms"]), 0)
+    row["count_slow"] = float(row["count_slow"]) * math.exp(-since / memory) + 1.0
+    row["count_fast"] = float(row["count_fast"]) * math.exp(-since * _FAST / memory) + 1.0
+    row["seen_ms"] = max(now_ms, int(row["seen_ms"]))
+    row["requests"] += 1.0
+    row["spent_usd"] += expected_usd
+    row["dual_price"] += _MEAN * (dual_price - float(row["dual_price"]))
+    row["mean_fast_usd"] += _MEAN_FAST * (expected_usd - float(row["mean_fast_usd"]))
+    row["mean_usd"] += _MEAN * (expected_usd - float(row["mean_usd"]))
+    row["planned_usd"] += _MEAN * (planned_usd - float(row["planned_usd"]))
+    if expected_usd > 0.0:
+        row["open_calls"] += 1.0
+        row["open_usd2"] += expected_usd * expected_usd
+
+
+def correct(
+    pacing: Pacing, index: int, *, delta_usd: float, expected_usd: float, now_ms: int
+) -> None:
+    """Note a settled call, in place: ``delta_usd`` is the true cost less what was charged.
+
+    Parameters
+    ----------
+    expected_usd : float
+        What :func:`charge` was given for the call; 0 for a second correction of one call, such
+        as feedback after its expiry. At expiry the delta is the bound less the expectation.
+    now_ms : int
+        Time of the outcome.
+
+    Notes
+    -----
+    Call it only while the window of the decision is still the current one: :func:`roll` has
+    dropped the open calls of the former window.
+    """
+    row = pacing[index]
+    row["spent_usd"] += delta_usd
+    if expected_usd <= 0.0:
+        return
+    scale = expected_usd * expected_usd
+    row["noise_usd2"] = _NOISE_KEEP * float(row["noise_usd2"]) + delta_usd * delta_usd
+    row["noise_scale_usd2"] = _NOISE_KEEP * float(row["noise_scale_usd2"]) + scale
+    row["open_calls"] = max(float(row["open_calls"]) - 1.0, 0.0)
+    left = max(float(row["open_usd2"]) - scale, 0.0)
+    row["open_usd2"] = left if row["open_calls"] > 0 else 0.0
+
+
+def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int) -> None:
+    """Begin a window, in place: spend and requests restart, what was learned stays.
+
+    Also to be called once for a new budget, since the window's length sets how long the request
+    rate is remembered: a twenty-fourth of it.
+    """
+    row = pacing[index]
+    row["window_start_ms"] = window_start_ms
+    length = float(window_end_ms - window_start_ms)
+    row["memory_ms"] = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
+    for name in ("requests", "spent_usd", "open_calls", "open_usd2"):
+        row[name] = 0.0
+
+
+def _noise(pacing: Pacing) -> Floats:
+    """Return the squared relative error of expected dollars; 1 before anything settled."""
+    prior = 5.0 * pacing["mean_usd"] ** 2
+    scale = pacing["noise_scale_usd2"] + prior
+    safe = np.where(scale > 0, scale, 1.0)
+    noise: Floats = np.where(scale > 0, (pacing["noise_usd2"] + prior) / safe, 1.0)
+    return noise
+
+
+def _open_deviation(pacing: Pacing) -> Floats:
+    deviation: Floats = np.sqrt(_noise(pacing) * pacing["open_usd2"])
+    return deviation
+
+
+def _bias(pacing: Pacing) -> Floats:
+    """Return how much more this budget's requests cost than the curve foretells, in [1/4, 4]."""
+    # Until some hundred requests were seen the means are small and the ratio leans to 1.
+    warm = -np.expm1(-pacing["requests"] * _MEAN)
+    planned = pacing["planned_usd"]
+    ratio = np.where(planned > 0, pacing["mean_usd"] / np.where(planned > 0, planned, 1.0), 1.0)
+    bias: Floats = np.clip(np.maximum(ratio, 1e-6) ** warm, 0.25, 4.0)
+    return bias
+
+
+def _without_curve(pacing: Pacing, target: Floats) -> Floats:
+    """Return the mean of the prices used lately; a cautious first guess if there is none."""
+    guess = 1.0 / np.maximum(target, 1.0 / PRICE_MAX)
+    price: Floats = np.where(pacing["dual_price"] > 0, pacing["dual_price"], guess)
+    return price
+
+
+def _pid(pacing: Pacing, plan: Plan, curve: SpendCurve | None, target: Floats) -> Floats:
+    """Return the price used lately, moved by errors of the rate, the balance and the trend."""
+    scale = np.maximum(target, 1.0 / PRICE_MAX)
+    ceiling = np.where(np.isnan(plan.per_request_usd), scale, plan.per_request_usd)
+    start = _without_curve(pacing, target) if curve is None else curve.price_at(target)
+    used = np.where(pacing["requests"] + pacing["dual_price"] > 0, pacing["dual_price"], start)
+    used = np.maximum(used, 1e-4 / np.maximum(ceiling, 1.0 / PRICE_MAX))
+    rate = np.clip(pacing["mean_fast_usd"] / scale - 1.0, -5.0, 5.0)
+    balance = np.clip(1.0 - target / np.maximum(ceiling, 1.0 / PRICE_MAX), -5.0, 5.0)
+    trend = np.clip((pacing["mean_fast_usd"] - pacing["mean_usd"]) / scale, -5.0, 5.0)
+    gain_rate, gain_balance, gain_trend = _PID
+    moved: Floats = used * np.exp(gain_rate * rate + gain_balance * balance + gain_trend * trend)
+    return moved
