@@ -1,0 +1,1 @@
+"""Alembic migrations of the ledger; :mod:`streams.ledger.migrate` runs them."""

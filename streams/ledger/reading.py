@@ -1,0 +1,110 @@
+"""Reads decisions and outcomes for the ledger, refusing what cannot be booked."""
+
+from __future__ import annotations
+
+from policy.acceptance import fingerprint
+from policy.money import Price
+from streams.ledger.fold import Booked, Reported
+from streams.records import BadRecordError, Decision, Outcome, decode, encode
+
+INT64_MAX = 2**63 - 1
+TEXT_MAX = 400
+
+
+def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
+    """Return a decision that can be booked, and the fingerprint of its content.
+
+    Raises
+    ------
+    BadRecordError
+        If the record is unreadable, contradicts itself or does not fit the books.
+    """
+    decision = decode(Decision, value)
+    _check_numbers(decision)
+    texts = (decision.decision_id, decision.request_id, decision.budget, decision.policy)
+    for text in (*texts, decision.arm or "", decision.rejected or "", decision.segment):
+        if "\0" in text or len(text) > TEXT_MAX:
+            raise BadRecordError("range", f"a text holds NUL or over {TEXT_MAX} characters")
+    if not decision.decision_id or not decision.request_id or not decision.budget:
+        raise BadRecordError("range", "decision_id, request_id or budget is empty")
+    if (decision.arm is None) == (decision.rejected is None):
+        raise BadRecordError("inconsistent", "either arm or rejected must be given")
+    if decision.arm is not None:
+        if decision.price is None:
+            raise BadRecordError("inconsistent", "an arm without the price that it was chosen at")
+        _check_price(decision)
+    return decision, fingerprint(encode(decision).decode())
+
+
+def _check_numbers(decision: Decision) -> None:
+    price = 0 if decision.price is None else decision.price.version
+    numbers = (decision.decided_ms, decision.expires_ms, decision.reserved_nanousd, price)
+    offsets = (decision.offsets.outcomes, decision.offsets.catalog)
+    tokens = (decision.input_tokens, decision.max_output_tokens, decision.cost_nanousd)
+    for number in (*numbers, *offsets, *tokens):
+        if not 0 <= number <= INT64_MAX:
+            raise BadRecordError("range", f"a number is outside of [0, 2^63): {number}")
+
+
+def _check_price(decision: Decision) -> None:
+    try:
+        price_of(decision)
+    except ValueError as exc:
+        raise BadRecordError("inconsistent", str(exc)) from None
+
+
+def price_of(decision: Decision) -> Price:
+    """Return the price version that the decision pins; ``ValueError`` if it is none."""
+    tag = decision.price
+    assert tag is not None
+    return Price(version=tag.version, input=tag.input, output=tag.output, cached=tag.cached)
+
+
+def booked(decision: Decision, mark: bytes, *, offset: int) -> Booked:
+    """Return what the books need of the decision that lies at ``offset``."""
+    return Booked(
+        offset=offset,
+        decision_id=decision.decision_id,
+        request_id=decision.request_id,
+        budget=decision.budget,
+        arm=decision.arm,
+        price=None if decision.arm is None else price_of(decision),
+        reserved_nanousd=decision.reserved_nanousd,
+        decided_ms=decision.decided_ms,
+        expires_ms=decision.expires_ms,
+        fingerprint=mark,
+    )
+
+
+def read_outcome(value: bytes | None) -> Outcome:
+    """Return an outcome that can be booked; ``error`` is freed of what Postgres cannot store.
+
+    Raises
+    ------
+    BadRecordError
+        If the record is unreadable or reports more cached than prompt tokens.
+    """
+    outcome = decode(Outcome, value)
+    usage = outcome.usage
+    if usage is not None and usage.cached_tokens > usage.prompt_tokens:
+        raise BadRecordError("range", "more cached_tokens than prompt_tokens")
+    if outcome.error is not None and "\0" in outcome.error:
+        outcome.error = outcome.error.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return outcome
+
+
+def reported(outcome: Outcome, *, offset: int, at_ms: int, clock_ms: int) -> Reported:
+    """Return what the books need of the outcome whose record lies at ``offset``."""
+    usage = outcome.usage
+    return Reported(
+        offset=offset,
+        request_id=outcome.request_id,
+        decision_id=outcome.decision_id,
+        at_ms=at_ms,
+        clock_ms=clock_ms,
+        prompt_tokens=None if usage is None else usage.prompt_tokens,
+        completion_tokens=None if usage is None else usage.completion_tokens,
+        cached_tokens=None if usage is None else usage.cached_tokens,
+        billed_nanousd=outcome.cost_nanousd,
+        reward=outcome.reward,
+    )
