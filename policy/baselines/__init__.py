@@ -1,0 +1,1 @@
+"""Simple policies to compare with, one a file; ``policy.registry`` names them."""
