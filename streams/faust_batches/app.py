@@ -1,0 +1,228 @@
+"""The Faust app that puts the pieces together."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
+
+import faust
+from faust.sensors.base import Sensor
+from faust.types import TP
+
+from streams.faust_batches.recovery import BatchRecovery, BatchTableManager
+from streams.faust_batches.schema import BatchSchema, RecordBatch
+from streams.faust_batches.table import CheckpointTable
+from streams.faust_batches.transport import BatchTransport
+
+EXIT_CODE = 70
+"""``EX_SOFTWARE``: going on would lose something; start the process again."""
+
+Partitions = frozenset[TP]
+AgentBody = Callable[[Any], Awaitable[None]]
+
+BASELINE: dict[str, Any] = {
+    "processing_guarantee": "at_least_once",
+    "store": "memory://",
+    "key_serializer": "raw",
+    "value_serializer": "raw",
+    "consumer_auto_offset_reset": "earliest",
+    "table_standby_replicas": 0,
+    "topic_disable_leader": True,
+    "broker_commit_interval": 1.0,
+    "broker_session_timeout": 10.0,
+    "broker_heartbeat_interval": 1.0,
+    "broker_rebalance_timeout": 60.0,
+    "broker_max_poll_records": 1_000,
+    "stream_recovery_delay": 0.0,
+    "producer_acks": -1,
+    "producer_linger": 0.0,
+    "producer_compression_type": "lz4",
+    "producer_max_batch_size": 262_144,
+    "producer_request_timeout": 60.0,
+    "web_enabled": False,
+    "web_bind": "127.0.0.1",
+    "web_tables_enabled": False,
+    "web_router_enabled": False,
+    "worker_redirect_stdouts": False,
+}
+
+
+class BatchApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose agents get record batches; see the package for the whole contract.
+
+    Parameters
+    ----------
+    app_id : str
+        The consumer group, and the prefix of the changelogs.
+    broker : str
+        ``kafka://host:port``.
+    queued_batches_max : int
+        Batches of one partition that may wait for their agent; at that number the partition
+        is paused.
+    release_timeout_s : float
+        How long an agent may take to finish its batch when partitions are revoked. Keep it,
+        and what the hooks need, below ``broker_rebalance_timeout``.
+    **settings
+        Faust settings, over :data:`BASELINE`.
+    """
+
+    def __init__(
+        self,
+        app_id: str,
+        *,
+        broker: str,
+        queued_batches_max: int = 2,
+        release_timeout_s: float = 30.0,
+        **settings: Any,
+    ) -> None:
+        self.batch_topics: set[str] = set()
+        self._stop_requested = asyncio.Event()
+        self.queued_batches_max = queued_batches_max
+        self.release_timeout_s = release_timeout_s
+        self.commit_positions: Callable[[TP], int | None] = self._finished_position
+        self.before_commit: Callable[[Partitions], Awaitable[None]] = _nothing
+        self.on_assigned: Callable[[Partitions], Awaitable[Mapping[TP, int] | None]] = _nothing
+        self.on_revoked: Callable[[Partitions], Awaitable[None]] = _nothing
+        super().__init__(
+            app_id, broker=broker, TableManager=BatchTableManager, **{**BASELINE, **settings}
+        )
+        self.sensors.add(_BatchSensor(self))
+
+    # -- declaring
+
+    def batch_topic(self, name: str) -> Any:
+        """Return the topic, delivered in record batches. It must exist on the broker."""
+        self.batch_topics.add(name)
+        return self.topic(name, schema=BatchSchema())
+
+    def batch_agent(self, topic: Any, *, name: str) -> Callable[[AgentBody], Any]:
+        """Return the decorator that makes an agent of ``async def body(batches)``.
+
+        One agent a topic, one batch at a time. An exception that leaves the body ends the
+        process, see :meth:`exit_on_error`.
+        """
+
+        def declare(body: AgentBody) -> Any:
+            return self.agent(topic, name=name, concurrency=1)(self.exit_on_error(body))
+
+        return declare
+
+    def exit_on_error(self, body: AgentBody) -> AgentBody:
+        """Return the body, ending the process by :meth:`fatal` when an exception leaves it.
+
+        Faust would acknowledge the event and go on with the next one.
+        """
+        if inspect.isasyncgenfunction(body):
+            raise TypeError(f"{body!r} must not yield")
+
+        @functools.wraps(body)
+        async def guarded(stream: Any) -> None:
+            try:
+                await body(stream)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as exc:
+                self.fatal(exc)
+
+        return guarded
+
+    def checkpoint_table(self, name: str, *, partitions: int) -> CheckpointTable:
+        """Return a new table; its changelog is ``{app_id}-{name}-changelog``."""
+        table = CheckpointTable(self, name=name, partitions=partitions, beacon=self.tables.beacon)
+        self.tables.add(table)
+        return table
+
+    # -- running
+
+    async def run(self) -> None:
+        """Start, and work until :meth:`request_stop` or a crash, which is raised."""
+        await self.start()
+        try:
+            await self.wait(self._stop_requested)
+        finally:
+            await self.stop()
+        if self.crash_reason is not None:
+            raise self.crash_reason
+
+    def request_stop(self) -> None:
+        """Let :meth:`run` release all partitions and return; for a signal handler."""
+        self._stop_requested.set()
+
+    def fatal(self, exc: BaseException) -> NoReturn:
+        """Log the exception and end the process at once, with nothing acknowledged."""
+        self.log.critical("Ending the process: %r", exc, exc_info=exc)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_CODE)
+
+    def owns(self, topic: str, partition: int) -> bool:
+        """Return whether records of this partition may be worked on."""
+        return TP(topic, partition) in self.consumer.owned
+
+    async def release_partitions(self) -> None:
+        """Finish batches, flush, commit and give up all partitions; a repeat does nothing."""
+        consumer = self.consumer
+        await self.tables.recovery.abandon()
+        try:
+            await consumer.wait_idle(self.release_timeout_s)
+            owned = consumer.owned
+            if owned:
+                # If the group has gone on without us, flushing would overwrite the values
+                # of the partitions' new owner.
+                if await consumer.confirm_membership():
+                    await self.before_commit(owned)
+                    await consumer.commit()
+                else:
+                    self.log.warning("Lost %s partitions unflushed", len(owned))
+                await self.on_revoked(owned)
+        except Exception as exc:
+            self.fatal(exc)
+        consumer.own(frozenset())
+        for table in self.tables.values():
+            if isinstance(table, CheckpointTable):
+                table.close_partitions()
+
+    # -- what Faust calls
+
+    def _finished_position(self, tp: TP) -> int | None:
+        return self.consumer.finished_position(tp)
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_producer, self)
+
+    def _create_directories(self) -> None:
+        """Nothing: the memory store keeps no files."""
+
+
+class _BatchSensor(Sensor):
+    """Tells the consumer of finished batches, and ends the process when a table write failed."""
+
+    def __init__(self, app: BatchApp, **kwargs: Any) -> None:
+        self.app = app
+        super().__init__(**kwargs)
+
+    def on_stream_event_out(
+        self, tp: TP, offset: int, stream: Any, event: Any, state: Any = None
+    ) -> None:
+        if isinstance(event.value, RecordBatch) and event.message.acked:
+            self.app.consumer.on_batch_done(event)
+
+    def on_send_error(self, producer: Any, exc: BaseException, state: Any) -> None:
+        self.app.fatal(exc)
+
+
+async def _nothing(partitions: Partitions) -> None:
+    """Do nothing; the hook that was not set."""
+
+
+__all__ = ["BASELINE", "EXIT_CODE", "BatchApp", "BatchRecovery"]
