@@ -3,7 +3,15 @@
 from streams.embedded.errors import EmbeddedError, MissingExtraError, ServerStartError
 from streams.embedded.kafka import KafkaServer
 from streams.embedded.postgres import PostgresServer
-from streams.embedded.stack import DATABASE, Endpoints, ServerStatus, down, status, up
+from streams.embedded.stack import (
+    DATABASE,
+    Endpoints,
+    ServerStatus,
+    down,
+    running_endpoints,
+    status,
+    up,
+)
 
 __all__ = [
     "DATABASE",
@@ -15,6 +23,7 @@ __all__ = [
     "ServerStartError",
     "ServerStatus",
     "down",
+    "running_endpoints",
     "status",
     "up",
 ]

@@ -106,6 +106,7 @@ class KafkaServer:
         # Apart from the log, which is rolled over: it says for as long as the broker runs that
         # the broker came up.
         self._lifecycle_path = self.folder / "lifecycle.log"
+        self._scratch = self.folder / "scratch"
 
     @property
     def process(self) -> Process | None:
@@ -127,15 +128,16 @@ class KafkaServer:
         """Whether the broker's process is alive."""
         return self.process is not None
 
-    @property
-    def bootstrap(self) -> str | None:
-        """Where the broker listens, or did the last time."""
+    def known_bootstrap(self) -> str | None:
+        """Return where the broker listens, or did the last time; None before the first start."""
         state = read_state(self._state_path)
         return f"{LOOPBACK}:{state.ports[0]}" if state else None
 
     def start(self, *, timeout_s: float = 90.0) -> str:
         """Start the broker unless it runs, wait until it serves, return ``host:port``."""
         require_posix()
+        # Prompts may lie in the topics' files; Java would let everyone read them.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self.folder / "start.lock"):
             running = self.process
             if running and self._is_ready(running, timeout_s):
@@ -215,7 +217,9 @@ class KafkaServer:
             *("--cluster-id", cluster),
             *("--config", str(self._settings_path)),
         ]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd="/", env={}, timeout=120
+        )
         if result.returncode != 0:
             raise ServerStartError("Kafka", "formatting failed", result.stdout + result.stderr)
         write_atomically(marker, cluster)
@@ -225,8 +229,12 @@ class KafkaServer:
             if log.exists():
                 log.replace(log.with_suffix(".previous.log"))
         self._lifecycle_path.unlink(missing_ok=True)
+        # A killed Java leaves the native libraries that it unpacked.
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir()
         heap = (f"-Xms{min(self._heap_mb, 256)}m", f"-Xmx{self._heap_mb}m")
-        command = [*self._java(*heap), "kafka.Kafka", str(self._settings_path)]
+        scratch = f"-Djava.io.tmpdir={self._scratch}"
+        command = [*self._java(*heap, scratch), "kafka.Kafka", str(self._settings_path)]
         process = spawn(command, log=self._output_path, env={})
         write_state(self._state_path, ports, process)
         return process

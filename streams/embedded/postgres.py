@@ -22,8 +22,10 @@ from streams.embedded.processes import (
     Process,
     User,
     find,
+    find_in,
     free_port,
     identity,
+    is_alive,
     locked,
     poll,
     port_is_free,
@@ -100,6 +102,7 @@ class PostgresServer:
             if process is None:
                 user = self._server_user()
                 self._initialise(user)
+                self._clear_remains()
                 process = self._launch(user, self._choose_port())
             if not self._is_ready(process, timeout_s):
                 reason = f"silent for {timeout_s:.0f} s" if process.running else "it ended"
@@ -194,6 +197,21 @@ class PostgresServer:
         if result.returncode != 0:
             raise ServerStartError("Postgres", "initdb failed", result.stdout + result.stderr)
         draft.replace(self._data)
+
+    def _clear_remains(self) -> None:
+        """Clear away what keeps a new server from starting after a kill of the last one.
+
+        Its busy children go on until they look up from their query, and its pid, which it left
+        in a file, may be someone else's by now: PostgreSQL takes that one for a server.
+        """
+        children = list(find_in(self._data, "postgres"))
+        for child in children:
+            child.end(signal.SIGQUIT, timeout_s=3.0)
+        with suppress(FileNotFoundError, ValueError, IndexError):
+            note = self._data / "postmaster.pid"
+            pid = int(note.read_text().splitlines()[0])
+            if is_alive(pid):
+                note.unlink()
 
     def _launch(self, user: User | None, port: int) -> Process:
         if self._log_path.exists():

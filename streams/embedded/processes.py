@@ -131,6 +131,20 @@ def find(matches: Callable[[list[str]], bool]) -> Iterator[Process]:
                 yield Process(pid=process.pid, started_s=process.create_time())
 
 
+def find_in(folder: Path, name: str) -> Iterator[Process]:
+    """Return the running processes of this name that work in the folder."""
+    psutil = _psutil()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.name() == name and process.cwd() == str(folder):
+                yield Process(pid=process.pid, started_s=process.create_time())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether some process, whichever it is, has this pid."""
+    return bool(_psutil().pid_exists(pid))
+
+
 def poll(condition: Callable[[], bool], *, timeout_s: float) -> bool:
     """Return True as soon as the condition holds, False when the time is over."""
     deadline = time.monotonic() + timeout_s

@@ -1,0 +1,115 @@
+"""``tollway up``, ``down`` and ``status``: the embedded servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from streams.config import Config
+from streams.embedded import EmbeddedError, Endpoints, ServerStatus
+from streams.embedded import stack as servers
+
+Preparation = Callable[[Config, Endpoints], None]
+"""Something that `up` does when the servers run; it must be safe to repeat."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def create_topics(config: Config, endpoints: Endpoints) -> None:
+    """Create the topics on the embedded broker; one of the user's own is left as it is."""
+    if config.kafka:
+        return
+    from streams import topics
+
+    asyncio.run(
+        topics.create(endpoints.kafka, partitions=config.partitions, replication=config.replication)
+    )
+
+
+def migrate(config: Config, endpoints: Endpoints) -> None:
+    """Bring the embedded database's tables up to date; one of the user's own is left as it is."""
+    if config.database_url:
+        return
+    from streams.ledger.migrate import upgrade
+
+    upgrade(endpoints.database_url)
+
+
+def register(
+    app: typer.Typer, *, after_up: Sequence[Preparation] = (create_topics, migrate)
+) -> None:
+    """Add ``up``, ``down`` and ``status``; ``after_up`` is run by ``up`` in this order."""
+
+    @app.command()
+    def up(ctx: typer.Context, as_json: Json = False) -> None:
+        """Start Kafka and Postgres on this machine and prepare them; safe to repeat."""
+        config: Config = ctx.obj
+        if not as_json:
+            typer.echo("starting; the first time downloads 45 MB", err=True)
+        with _errors_told():
+            endpoints = servers.up(
+                config.home, kafka=config.kafka, database_url=config.database_url
+            )
+            for preparation in after_up:
+                preparation(config, endpoints)
+        if as_json:
+            typer.echo(json.dumps(asdict(endpoints)))
+            return
+        typer.echo(f"TOLLWAY_KAFKA={endpoints.kafka}")
+        typer.echo(f"TOLLWAY_DATABASE_URL={endpoints.database_url}")
+
+    @app.command()
+    def down(
+        ctx: typer.Context,
+        wipe: Annotated[bool, typer.Option("--wipe", help="Delete the data, too.")] = False,
+    ) -> None:
+        """Stop the embedded Kafka and Postgres; the data stay."""
+        config: Config = ctx.obj
+        with _errors_told():
+            servers.down(config.home, wipe=wipe)
+        typer.echo("stopped, data deleted" if wipe else f"stopped; the data are in {config.home}")
+
+    @app.command()
+    def status(ctx: typer.Context, as_json: Json = False) -> None:
+        """Say whether the embedded servers run; exit code 3 if one that is needed does not."""
+        config: Config = ctx.obj
+        own = {"kafka": config.kafka, "postgres": config.database_url}
+        found = servers.status(config.home)
+        if as_json:
+            typer.echo(json.dumps({s.name: _as_object(s, own=bool(own[s.name])) for s in found}))
+        else:
+            for server in found:
+                typer.echo(_as_line(server, own=bool(own[server.name])))
+        if not all(server.running or own[server.name] for server in found):
+            raise typer.Exit(3)
+
+
+def _as_object(server: ServerStatus, *, own: bool) -> dict[str, object]:
+    return {"embedded": not own, **asdict(server)}
+
+
+def _as_line(server: ServerStatus, *, own: bool) -> str:
+    if own:
+        # Its URL is not shown: it is the user's, and may hold a password.
+        state = "not started here: the environment names a server of your own"
+    elif server.running:
+        state = f"running  pid {server.pid}  {server.endpoint}"
+    else:
+        state = "stopped"
+    return f"{server.name:<9} {state}"
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Turn what a user can do something about into a message and exit code 1."""
+    try:
+        yield
+    except EmbeddedError as error:
+        typer.echo(f"tollway: {error}", err=True)
+        raise typer.Exit(1) from None
