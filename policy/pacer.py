@@ -137,7 +137,8 @@ def target_usd(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
     left = plan.limit_usd - pacing["spent_usd"]
     left_ms = np.maximum(plan.window_end_ms - now_ms, 0).astype(np.float64)
     by_clock = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
-    return np.maximum(np.where(by_request, per_request, by_clock), 0.0)
+    target: Floats = np.maximum(np.where(by_request, per_request, by_clock), 0.0)
+    return target
 
 
 def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:

@@ -105,7 +105,8 @@ class Learning:
     """What one outcome teaches about the arm that was chosen; a part that is unknown is None.
 
     ``age`` is how many decisions of this partition were made since this one. ``cost_nanousd`` is
-    the true cost; ``output_tokens`` is known when usage was reported.
+    the true cost; ``output_tokens`` is known when usage was reported. ``price`` is the price that
+    the decision had pinned; None means the arm's current one.
     """
 
     arm: str
@@ -115,6 +116,7 @@ class Learning:
     reward: float | None = None
     cost_nanousd: int | None = None
     output_tokens: int | None = None
+    price: Price | None = None
 
 
 class Policy(Protocol):

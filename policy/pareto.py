@@ -1,0 +1,312 @@
+"""``pareto``: a linear bandit for reward and for output length, priced in expected dollars.
+
+Per arm it learns the reward and the logarithm of the output tokens from the features. The score
+of an arm is ``reward + bonus - dual price * expected dollars``; expected dollars are the expected
+tokens at the current price, so a changed price acts on the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy.chance import uniforms
+from policy.linear import Moments, Solution, solve
+from policy.mixing import Forced, mix, thompson
+from policy.money import NANO_PER_USD, Price
+from policy.terms import Arm, Bools, Contexts, Floats, Learning, Ranking, Settings, UnknownArmError
+
+UNPRICED_SCORE = -1e6
+"""Score of an arm without a price; it is never chosen."""
+
+_OPTIONS: dict[str, float | str] = {
+    "algorithm": "ucb",
+    "alpha": 0.2,
+    "epsilon": 0.0,
+    "force": 0.5,
+    "probe": 0.04,
+    "forgetting": 0.9995,
+    "signal": 0.1,
+}
+_REWARD_NOISE, _REWARD_PRIOR = 0.25, 0.5
+_LENGTH_NOISE, _LENGTH_PRIOR = 0.7, float(np.log1p(300.0))
+_LENGTH_SIGNAL = 0.3
+_LOG_TOKENS_MAX = 18.5
+
+
+class _State:
+    """What is learned of one arm here, and what other partitions published of it."""
+
+    def __init__(self, width: int, forgetting: float) -> None:
+        self.pulls = 0
+        self.reward = Moments(width, forgetting=forgetting, noise=_REWARD_NOISE)
+        self.length = Moments(width, forgetting=forgetting, noise=_LENGTH_NOISE)
+        self.elsewhere: dict[int, tuple[int, Floats, Floats]] = {}
+
+    def experience(self) -> int:
+        """Return the pulls or the outcomes seen, whichever are more, of all partitions."""
+        elsewhere = sum(count for count, _, _ in self.elsewhere.values())
+        return max(self.pulls, self.reward.seen) + elsewhere
+
+    def moments(self) -> tuple[Floats, Floats]:
+        """Return the moments of reward and length, summed over the partitions."""
+        reward, length = self.reward.matrix, self.length.matrix
+        for _, more_reward, more_length in self.elsewhere.values():
+            reward, length = reward + more_reward, length + more_length
+        return reward, length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Fit:
+    reward: Solution
+    length: Solution
+
+
+class Pareto:
+    """Cost-aware linear bandit; see the module. A :class:`policy.terms.Policy`.
+
+    Options
+    -------
+    algorithm : {"ucb", "thompson"}
+    alpha : float
+        Posterior standard deviations added to the reward (``ucb``), or by which the posterior is
+        scaled before a draw (``thompson``).
+    epsilon : float
+        Share of requests that go to an arm drawn evenly.
+    force : float
+        Share of requests offered to arms that had fewer than ``Arm.explore`` pulls; taken only
+        where even the best possible reward would be worth the arm's price.
+    probe : float
+        Share of requests offered, in the same way, to each arm whose reward was seen to drop.
+    forgetting : float
+        Factor per observation of an arm, and per decision of a late outcome's age.
+    signal : float
+        Share of the reward's variance that features are expected to explain.
+
+    References
+    ----------
+    .. [1] Li, Chu, Langford, Schapire, arXiv:1003.0146 (LinUCB).
+    .. [2] Agrawal, Goyal, arXiv:1209.3352 (linear Thompson sampling).
+    .. [3] ParetoBandit, arXiv:2604.00136 (cost-aware, budget-paced routing).
+    """
+
+    name = "pareto"
+
+    def __init__(self, settings: Settings) -> None:
+        unknown = settings.options.keys() - _OPTIONS.keys()
+        if unknown:
+            raise ValueError(f"pareto has no option {min(unknown)!r}")
+        options = _OPTIONS | settings.options
+        algorithm = options.pop("algorithm")
+        if algorithm not in ("ucb", "thompson"):
+            raise ValueError(f"algorithm must be ucb or thompson, got {algorithm!r}")
+        numbers = {name: float(value) for name, value in options.items()}
+        for name in ("epsilon", "force", "probe", "forgetting", "signal"):
+            if not 0.0 <= numbers[name] <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {numbers[name]}")
+        if numbers["forgetting"] == 0.0 or numbers["signal"] == 0.0:
+            raise ValueError("forgetting and signal must be above 0")
+        if numbers["epsilon"] + numbers["force"] > 1.0:
+            raise ValueError("epsilon and force together must be at most 1")
+        self._thompson = algorithm == "thompson"
+        self._numbers = numbers
+        self._width = settings.dimensions + 1
+        self._arms: tuple[Arm, ...] = ()
+        self._states: dict[str, _State] = {}
+        self._fit: _Fit | None = None
+
+    def set_arms(self, arms: tuple[Arm, ...]) -> None:
+        """Take the arms of the catalog, in column order; what was learned of the others is kept."""
+        self._arms = arms
+        for arm in arms:
+            self._state(arm.arm)
+        self._fit = None
+
+    def rank(self, contexts: Contexts, *, dual_price: Floats, eligible: Bools) -> Ranking:
+        """Rank the arms for each request; the state does not change.
+
+        Raises
+        ------
+        ValueError
+            If the features are not of the policy's width.
+        """
+        if contexts.features.shape[1:] != (self._width,):
+            raise ValueError(f"features must be (n, {self._width}), not {contexts.features.shape}")
+        fit = self._solved()
+        features = contexts.features
+        priced = np.array([arm.price is not None for arm in self._arms], np.bool_)
+        open_arms: Bools = eligible & priced
+        reward = np.clip(fit.reward.predict(features), -0.2, 1.2)
+        cost = self._cost_usd(contexts, fit.length)
+        charge = dual_price[:, None] * cost
+        alpha = self._numbers["alpha"]
+        width = alpha * fit.reward.deviation(features) if alpha > 0 else np.zeros_like(reward)
+        if self._thompson and alpha > 0:
+            score, shares = thompson(reward - charge, width, open_arms, contexts.seeds)
+        else:
+            score, shares = reward + width - charge, None
+        score = np.where(priced, score, UNPRICED_SCORE)
+        mixed = mix(
+            score,
+            shares,
+            open_arms,
+            forced=self._forced(score, 1.0 - charge, open_arms),
+            epsilon=self._numbers["epsilon"],
+            draws=(uniforms(contexts.seeds, stream=0), uniforms(contexts.seeds, stream=1)),
+        )
+        return Ranking(
+            reward=np.clip(reward, 0.0, 1.0),
+            cost_usd=cost,
+            score=mixed.score,
+            propensity=mixed.propensity,
+            explored=mixed.explored,
+        )
+
+    def decided(self, arm: str, features: Floats, *, explored: bool) -> None:
+        """Count the pull; forced pulls end by it, however late the outcomes come."""
+        self._state(arm).pulls += 1
+
+    def learn(self, learning: Learning) -> None:
+        """Take in one outcome, at once and in order; a late one weighs less."""
+        state = self._state(learning.arm)
+        weight = self._numbers["forgetting"] ** min(max(learning.age, 0), 10_000)
+        changed = False
+        if learning.reward is not None:
+            changed = state.reward.add(learning.features, learning.reward, weight)
+        tokens = self._tokens(learning)
+        if tokens is not None:
+            changed |= state.length.add(learning.features, float(np.log1p(tokens)), weight)
+        if changed:
+            self._fit = None
+
+    def dump(self, arm: str) -> bytes:
+        """Return what was learned of one arm in this partition."""
+        state = self._state(arm)
+        head = np.array([state.pulls], np.float64)
+        vector = np.concatenate([head, state.reward.vector(), state.length.vector()])
+        return vector.astype("<f8").tobytes()
+
+    def load(self, arm: str, state: bytes) -> None:
+        """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape."""
+        loaded = self._decode(state)
+        loaded.elsewhere = self._state(arm).elsewhere
+        self._states[arm] = loaded
+        self._fit = None
+
+    def merge(self, arm: str, source: int, state: bytes) -> None:
+        """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
+        other = self._decode(state)
+        self._state(arm).elsewhere[source] = (
+            other.experience(),
+            other.reward.total(),
+            other.length.total(),
+        )
+        self._fit = None
+
+    def _state(self, arm: str) -> _State:
+        state = self._states.get(arm)
+        if state is None:
+            state = self._states[arm] = _State(self._width, self._numbers["forgetting"])
+        return state
+
+    def _decode(self, state: bytes) -> _State:
+        if len(state) % 8 or len(state) < 8:
+            raise ValueError(f"state of {len(state)} bytes is no vector of numbers")
+        vector = np.frombuffer(state, "<f8").astype(np.float64)
+        decoded = _State(self._width, self._numbers["forgetting"])
+        decoded.pulls = int(vector[0])
+        taken = 1 + decoded.reward.restore(vector[1:])
+        taken += decoded.length.restore(vector[taken:])
+        if taken != len(vector):
+            raise ValueError(f"state has {len(vector) - taken} numbers too many")
+        return decoded
+
+    def _solved(self) -> _Fit:
+        if self._fit is None:
+            moments = [self._state(arm.arm).moments() for arm in self._arms]
+            shape = (len(moments), self._width + 1, self._width + 1)
+            rewards = np.array([reward for reward, _ in moments]).reshape(shape)
+            lengths = np.array([length for _, length in moments]).reshape(shape)
+            self._fit = _Fit(
+                reward=solve(
+                    rewards,
+                    signal=self._numbers["signal"],
+                    prior=_prior([arm.prior_reward for arm in self._arms], rewards, _REWARD_PRIOR),
+                    noise=_REWARD_NOISE,
+                ),
+                length=solve(
+                    lengths,
+                    signal=_LENGTH_SIGNAL,
+                    prior=_prior([_log(arm) for arm in self._arms], lengths, _LENGTH_PRIOR),
+                    noise=_LENGTH_NOISE,
+                ),
+            )
+        return self._fit
+
+    def _cost_usd(self, contexts: Contexts, lengths: Solution) -> Floats:
+        """Return expected dollars, (n, k): mean of the log-normal length, at today's prices."""
+        logs = lengths.predict(contexts.features) + np.minimum(lengths.variance, 2.0) / 2.0
+        tokens = np.maximum(np.expm1(np.minimum(logs, _LOG_TOKENS_MAX)), 0.0)
+        tokens = np.minimum(tokens, contexts.max_output_tokens[:, None])
+        prices = [arm.price for arm in self._arms]
+        price_in = np.array([price.input if price else 0 for price in prices], np.float64)
+        price_out = np.array([price.output if price else 0 for price in prices], np.float64)
+        cost = contexts.input_tokens[:, None] * price_in + tokens * price_out
+        result: Floats = cost / (1_000.0 * NANO_PER_USD)
+        return result
+
+    def _forced(self, score: Floats, best_possible: Floats, open_arms: Bools) -> Sequence[Forced]:
+        """Return the arms that are offered requests whatever their estimates say."""
+        experience = [self._states[arm.arm].experience() for arm in self._arms]
+        goals = [arm.explore for arm in self._arms]
+        missing = [max(goal - seen, 0) for goal, seen in zip(goals, experience, strict=True)]
+        new = sum(1 for count in missing if count)
+        best = np.where(open_arms, score, -np.inf).max(axis=1, initial=-np.inf)
+        forced = []
+        for column, arm in enumerate(self._arms):
+            dropped = self._states[arm.arm].reward.dropped
+            if missing[column] or dropped:
+                share = self._numbers["force"] / new if missing[column] else self._numbers["probe"]
+                worth = open_arms[:, column] & (best_possible[:, column] > best)
+                forced.append(
+                    Forced(
+                        column=column,
+                        share=share,
+                        allowed=worth,
+                        count=missing[column] or len(score),
+                    )
+                )
+        return forced
+
+    def _tokens(self, learning: Learning) -> float | None:
+        """Return the output tokens: as reported, or from the cost at the price of the decision."""
+        if learning.output_tokens is not None:
+            return float(learning.output_tokens)
+        price = learning.price or self._price(learning.arm)
+        if learning.cost_nanousd is None or price is None or price.output == 0:
+            return None
+        thousandths = learning.cost_nanousd * 1_000 - learning.input_tokens * price.input
+        return max(thousandths, 0) / price.output
+
+    def _price(self, arm: str) -> Price | None:
+        for known in self._arms:
+            if known.arm == arm:
+                return known.price
+        if arm in self._states:
+            return None
+        raise UnknownArmError(arm)
+
+
+def _log(arm: Arm) -> float | None:
+    tokens = arm.prior_output_tokens
+    return None if tokens is None else float(np.log1p(tokens))
+
+
+def _prior(given: Sequence[float | None], matrices: Floats, default: float) -> Floats:
+    """Return each arm's expected mean: as given, else that of all arms, else the default."""
+    weight = float(matrices[:, -2, -2].sum())
+    # The default counts as one observation, so that it gives way at once.
+    mean = (float(matrices[:, -2, -1].sum()) + default) / (weight + 1.0)
+    return np.array([mean if value is None else value for value in given], np.float64)

@@ -1,0 +1,176 @@
+"""Online linear models: exact order, additive statistics, changes noticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy.linear import BLOCK, Moments, solve
+
+WIDTH = 5
+
+
+def observe(moments: Moments, count: int, *, seed: int, level: float = 0.0) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        x = np.append(rng.normal(size=WIDTH - 1), 1.0)
+        moments.add(x, float(level + 0.1 * x[0] + 0.1 * rng.normal()))
+
+
+def new(forgetting: float = 0.9995) -> Moments:
+    return Moments(WIDTH, forgetting=forgetting, noise=0.2)
+
+
+def test_total_is_the_decayed_sum_of_products() -> None:
+    rng = np.random.default_rng(3)
+    moments = new(forgetting=0.9)
+    rows = np.hstack([rng.normal(size=(45, WIDTH - 1)), np.ones((45, 1))])
+    values = rng.normal(size=45)
+    weights = rng.uniform(0.1, 1.0, size=45)
+    for x, y, w in zip(rows, values, weights, strict=True):
+        moments.add(x, float(y), float(w))
+    z = np.hstack([rows, values[:, None]])
+    expected = sum(
+        w * 0.9 ** (44 - i) * np.outer(r, r)
+        for i, (r, w) in enumerate(zip(z, weights, strict=True))
+    )
+    assert moments.total() == pytest.approx(expected)
+
+
+@given(first=st.integers(0, 200), second=st.integers(0, 80))
+def test_restored_state_goes_on_bitwise_the_same(first: int, second: int) -> None:
+    through = new()
+    observe(through, first, seed=1)
+    restored = new()
+    assert restored.restore(through.vector()) == len(through.vector())
+    for moments in (through, restored):
+        observe(moments, second, seed=2)
+    assert restored.vector().tobytes() == through.vector().tobytes()
+
+
+def test_a_batch_of_reads_in_between_changes_nothing() -> None:
+    plain, read = new(), new()
+    observe(plain, 90, seed=5)
+    rng = np.random.default_rng(5)
+    for _ in range(90):
+        x = np.append(rng.normal(size=WIDTH - 1), 1.0)
+        read.add(x, float(0.1 * x[0] + 0.1 * rng.normal()))
+        read.total()
+        read.vector()
+    assert plain.vector().tobytes() == read.vector().tobytes()
+
+
+@pytest.mark.parametrize("cut", [0, 3, 9, 40])
+def test_a_state_of_another_shape_is_refused(cut: int) -> None:
+    source = new()
+    observe(source, 20, seed=1)
+    with pytest.raises(ValueError, match="features"):
+        new().restore(source.vector()[:cut])
+    with pytest.raises(ValueError, match="features"):
+        Moments(WIDTH + 1, forgetting=1.0, noise=0.2).restore(source.vector())
+
+
+def test_solving_summed_moments_equals_solving_all_observations_together() -> None:
+    whole, left, right = new(1.0), new(1.0), new(1.0)
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        x = np.append(rng.normal(size=WIDTH - 1), 1.0)
+        y = float(rng.normal())
+        whole.add(x, y)
+        (left if i % 2 else right).add(x, y)
+    prior = np.zeros(1)
+    one = solve(whole.total()[None], signal=0.1, prior=prior, noise=0.2)
+    two = solve((left.total() + right.total())[None], signal=0.1, prior=prior, noise=0.2)
+    assert two.theta == pytest.approx(one.theta)
+    assert two.variance == pytest.approx(one.variance)
+
+
+def test_estimates_approach_the_truth_and_the_deviation_shrinks() -> None:
+    few, many = new(1.0), new(1.0)
+    observe(few, 20, seed=7, level=0.5)
+    observe(many, 4_000, seed=7, level=0.5)
+    prior = np.zeros(2)
+    found = solve(np.stack([few.total(), many.total()]), signal=0.1, prior=prior, noise=0.2)
+    assert found.theta[1] == pytest.approx([0.1, 0, 0, 0, 0.5], abs=0.01)
+    assert np.sqrt(found.variance[1]) == pytest.approx(0.1, abs=0.01)
+    probe = np.array([[1.0, 0, 0, 0, 1.0]])
+    deviation = found.deviation(probe)[0]
+    assert deviation[1] < deviation[0] / 3
+    exact = np.sqrt(probe[0] @ found.inverse[1] @ probe[0] * found.variance[1])
+    assert deviation[1] == pytest.approx(exact)
+
+
+def test_an_arm_without_outcomes_takes_the_slopes_of_the_others() -> None:
+    known = new(1.0)
+    observe(known, 2_000, seed=1, level=0.5)
+    stack = np.stack([known.total(), np.zeros_like(known.total())])
+    found = solve(stack, signal=0.1, prior=np.array([0.5, 0.8]), noise=0.2)
+    assert found.theta[1, 0] == pytest.approx(0.1, abs=0.03)
+    assert found.theta[1, -1] == pytest.approx(0.8, abs=0.02)
+
+
+def test_no_observation_at_all_gives_the_prior() -> None:
+    zeros = np.zeros((2, WIDTH + 1, WIDTH + 1))
+    found = solve(zeros, signal=0.1, prior=np.array([0.2, 0.7]), noise=0.3)
+    assert found.theta[:, -1].tolist() == [0.2, 0.7]
+    assert found.variance == pytest.approx(0.09)
+    bias_only = solve(np.zeros((1, 2, 2)), signal=0.1, prior=np.array([0.4]), noise=0.3)
+    assert bias_only.theta.tolist() == [[0.4]]
+
+
+def level_after(moments: Moments) -> float:
+    found = solve(moments.total()[None], signal=0.1, prior=np.zeros(1), noise=0.2)
+    return float(found.theta[0, -1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "dropped"),
+    [
+        pytest.param(0.9, 0.75, True, id="drop"),
+        pytest.param(0.5, 0.7, False, id="rise"),
+    ],
+)
+def test_a_sudden_change_of_level_is_followed_within_forty_observations(
+    before: float, after: float, dropped: bool
+) -> None:
+    moments = new()
+    observe(moments, 1_000, seed=1, level=before)
+    observe(moments, 40, seed=2, level=after)
+    assert level_after(moments) == pytest.approx(after, abs=0.05)
+    assert moments.dropped is dropped
+    assert moments.total()[-2, -2] < 80
+
+
+def test_a_return_clears_the_mark() -> None:
+    moments = new()
+    observe(moments, 500, seed=1, level=0.9)
+    observe(moments, 100, seed=2, level=0.6)
+    assert moments.dropped
+    observe(moments, 60, seed=3, level=0.9)
+    assert not moments.dropped
+
+
+def test_steady_noise_raises_no_alarm() -> None:
+    moments = new()
+    observe(moments, 20_000, seed=11, level=0.5)
+    # An alarm would have cut the weight to twenty observations.
+    assert moments.total()[-2, -2] > 1_900
+
+
+def test_a_rare_failure_is_no_change() -> None:
+    moments = new()
+    rng = np.random.default_rng(4)
+    for i in range(3_000):
+        x = np.append(rng.normal(size=WIDTH - 1), 1.0)
+        moments.add(x, 0.0 if i % 12 == 0 else 0.95)
+    assert moments.total()[-2, -2] > 1_400
+
+
+def test_blocks_grow_and_nothing_waits_longer_than_one() -> None:
+    moments = new()
+    folded = [moments.add(np.ones(WIDTH), 0.5) for _ in range(200)]
+    assert all(folded[:15])
+    gaps = np.diff(np.flatnonzero(folded))
+    assert gaps.max() == BLOCK
