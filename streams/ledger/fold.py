@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from policy.acceptance import fingerprint, is_accepted, is_expired, split_cost
+from policy.acceptance import is_accepted, is_expired, split_cost
 from policy.money import Price, call_cost_nanousd
 
 Part = Literal["usage", "reward"]
 Stage = Literal["new", "reserved", "expired", "settled"]
+
+_PARTS: tuple[Part, Part] = ("usage", "reward")
 
 
 class Posting(NamedTuple):
@@ -29,8 +31,7 @@ class Posting(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Booked:
+class Booked(NamedTuple):
     """What the books need of an effective decision; ``price`` is None for a rejection."""
 
     offset: int
@@ -45,8 +46,7 @@ class Booked:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
+class Reported(NamedTuple):
     """What the books need of an outcome; ``clock_ms`` is the partition's clock at its record."""
 
     offset: int
@@ -76,14 +76,14 @@ class Reported:
             cached_tokens=self.cached_tokens or 0,
         )
 
-    def part_fingerprint(self, part: Part) -> bytes | None:
-        """Return what tells a copy of this part from a contradiction; None if it has no such."""
+    def content(self, part: Part) -> tuple[int | float | None, ...] | None:
+        """Return what this part says, to tell a copy from a contradiction; None if it is none."""
         if part == "reward":
-            return None if self.reward is None else fingerprint(self.reward)
+            return None if self.reward is None else (self.reward,)
         if not self.has_usage:
             return None
         tokens = (self.prompt_tokens, self.completion_tokens, self.cached_tokens)
-        return fingerprint(*tokens, self.billed_nanousd)
+        return (*tokens, self.billed_nanousd)
 
 
 class Copy(NamedTuple):
@@ -110,19 +110,20 @@ class Case:
         """
         refusal = self._refusal(outcome)
         copies = []
-        parts: tuple[Part, Part] = ("usage", "reward")
-        for part in parts:
-            mark = outcome.part_fingerprint(part)
-            if mark is None:
+        for part in _PARTS:
+            content = outcome.content(part)
+            if content is None:
                 continue
-            first: Reported | None = getattr(self, part)
+            first = self.usage if part == "usage" else self.reward
             if refusal:
                 copies.append(Copy(part, refusal, self.decision.offset))
-            elif first is None:
-                setattr(self, part, outcome)
+            elif first is not None:
+                reason = "" if first.content(part) == content else f"other_{part}"
+                copies.append(Copy(part, reason, first.offset))
+            elif part == "usage":
+                self.usage = outcome
             else:
-                same = first.part_fingerprint(part) == mark
-                copies.append(Copy(part, "" if same else f"other_{part}", first.offset))
+                self.reward = outcome
         return copies
 
     def _refusal(self, outcome: Reported) -> str:
@@ -168,7 +169,8 @@ _ACCOUNTS = {
 
 
 def _posting(kind: str, amount_nanousd: int, decision: Booked, usage: Reported | None) -> Posting:
-    debit, credit = (f"{place}:{decision.budget}" for place in _ACCOUNTS[kind])
+    debit, credit = _ACCOUNTS[kind]
+    debit, credit = f"{debit}:{decision.budget}", f"{credit}:{decision.budget}"
     if usage is not None:
         return Posting(kind, debit, credit, amount_nanousd, usage.at_ms, "outcome", usage.offset)
     # An expiry's place is the decision's: which record moved the clock past it is a matter of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,19 +14,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
+from streams.ledger.errors import LedgerSchemaError
+
 _LOCK = 0x746F6C6C
 """Key of the advisory lock under which one process at a time migrates a database."""
-
-
-class LedgerSchemaError(Exception):
-    """The database is not at the revision that this program needs; the message names both."""
-
-    def __init__(self, found: str | None, wanted: str | None) -> None:
-        super().__init__(
-            f"the ledger's schema is at revision {found}, not {wanted}: run `tollway migrate`"
-        )
-        self.found = found
-        self.wanted = wanted
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
@@ -70,7 +62,8 @@ def _head() -> str | None:
 
 
 def _config() -> Config:
-    config = Config()
+    # What commands print is for Alembic's own program; errors are raised all the same.
+    config = Config(stdout=io.StringIO())
     folder = str(importlib.resources.files("migrations"))
     # ConfigParser would take a percent sign in the folder's name for an interpolation.
     config.set_main_option("script_location", folder.replace("%", "%%"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from policy.acceptance import fingerprint
 from policy.money import Price
 from streams.ledger.fold import Booked, Reported
-from streams.records import BadRecordError, Decision, Outcome, decode, encode
+from streams.records import BadRecordError, Decision, Outcome, PriceTag, decode
 
 INT64_MAX = 2**63 - 1
 TEXT_MAX = 400
@@ -21,10 +23,17 @@ def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
     """
     decision = decode(Decision, value)
     _check_numbers(decision)
-    texts = (decision.decision_id, decision.request_id, decision.budget, decision.policy)
-    for text in (*texts, decision.arm or "", decision.rejected or "", decision.segment):
-        if "\0" in text or len(text) > TEXT_MAX:
-            raise BadRecordError("range", f"a text holds NUL or over {TEXT_MAX} characters")
+    texts = (
+        decision.decision_id,
+        decision.request_id,
+        decision.budget,
+        decision.policy,
+        decision.segment,
+        decision.arm or "",
+        decision.rejected or "",
+    )
+    if "\0" in "".join(texts) or max(map(len, texts)) > TEXT_MAX:
+        raise BadRecordError("range", f"a text holds NUL or over {TEXT_MAX} characters")
     if not decision.decision_id or not decision.request_id or not decision.budget:
         raise BadRecordError("range", "decision_id, request_id or budget is empty")
     if (decision.arm is None) == (decision.rejected is None):
@@ -33,17 +42,24 @@ def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
         if decision.price is None:
             raise BadRecordError("inconsistent", "an arm without the price that it was chosen at")
         _check_price(decision)
-    return decision, fingerprint(encode(decision).decode())
+    return decision, fingerprint(value or b"")
 
 
 def _check_numbers(decision: Decision) -> None:
-    price = 0 if decision.price is None else decision.price.version
-    numbers = (decision.decided_ms, decision.expires_ms, decision.reserved_nanousd, price)
-    offsets = (decision.offsets.outcomes, decision.offsets.catalog)
-    tokens = (decision.input_tokens, decision.max_output_tokens, decision.cost_nanousd)
-    for number in (*numbers, *offsets, *tokens):
-        if not 0 <= number <= INT64_MAX:
-            raise BadRecordError("range", f"a number is outside of [0, 2^63): {number}")
+    offsets = decision.offsets
+    numbers = (
+        decision.decided_ms,
+        decision.expires_ms,
+        decision.reserved_nanousd,
+        decision.cost_nanousd,
+        decision.input_tokens,
+        decision.max_output_tokens,
+        offsets.outcomes,
+        offsets.catalog,
+        0 if decision.price is None else decision.price.version,
+    )
+    if min(numbers) < 0 or max(numbers) > INT64_MAX:
+        raise BadRecordError("range", f"a number is outside of [0, 2^63): {numbers}")
 
 
 def _check_price(decision: Decision) -> None:
@@ -55,8 +71,12 @@ def _check_price(decision: Decision) -> None:
 
 def price_of(decision: Decision) -> Price:
     """Return the price version that the decision pins; ``ValueError`` if it is none."""
-    tag = decision.price
-    assert tag is not None
+    assert decision.price is not None
+    return _price(decision.price)
+
+
+@functools.lru_cache(maxsize=4_096)
+def _price(tag: PriceTag) -> Price:
     return Price(version=tag.version, input=tag.input, output=tag.output, cached=tag.cached)
 
 

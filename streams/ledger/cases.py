@@ -1,0 +1,122 @@
+"""The requests that a flush touches, from memory or from the ledger's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from psycopg import Cursor
+
+from policy.money import Price
+from streams.ledger.fold import Booked, Case, Reported, Stage
+
+CASES_MAX = 8_192
+"""How many requests of a partition stay in memory; others are read again when needed."""
+
+_DECISIONS = """
+SELECT decision_offset, decision_id, request_id, budget, arm, price_version, price_input,
+       price_output, price_cached, reserved_nanousd, decided_ms, expires_ms, fingerprint
+FROM decisions WHERE partition = %s AND request_id = ANY(%s)
+"""
+_OUTCOMES = """
+SELECT outcome_offset, request_id, decision_id, at_ms, clock_ms, prompt_tokens, completion_tokens,
+       cached_tokens, billed_nanousd, reward
+FROM outcomes WHERE partition = %s AND request_id = ANY(%s) ORDER BY outcome_offset
+"""
+_STAGES = """
+SELECT request_id, kind FROM transfers
+WHERE partition = %s AND request_id = ANY(%s) AND kind IN ('reserve', 'expire', 'settle')
+ORDER BY line
+"""
+_STAGE_AFTER: dict[str, Stage] = {
+    "reserve": "reserved",
+    "expire": "expired",
+    "settle": "settled",
+}
+
+
+class Cases:
+    """What is known of the requests of one partition; bounded, the oldest leave first.
+
+    It mirrors the tables as of the last commit. After a transaction that may not have been
+    committed it must be cleared.
+    """
+
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+        self._known: dict[str, Case] = {}
+
+    def clear(self) -> None:
+        """Forget everything; what is needed is read again."""
+        self._known.clear()
+
+    def trim(self) -> None:
+        """Forget the oldest beyond :data:`CASES_MAX`."""
+        for _ in range(len(self._known) - CASES_MAX):
+            del self._known[next(iter(self._known))]
+
+    def get(self, request_id: str) -> Case | None:
+        """Return the request's case, if it is in memory."""
+        return self._known.get(request_id)
+
+    def open(self, decision: Booked) -> Case:
+        """Return a new case for an effective decision."""
+        case = self._known[decision.request_id] = Case(decision=decision)
+        return case
+
+    def load(self, cursor: Cursor[Any], request_ids: Iterable[str]) -> dict[str, list[Reported]]:
+        """Read what is not in memory; return the outcomes of requests that have no decision."""
+        wanted = [i for i in dict.fromkeys(request_ids) if i not in self._known]
+        if not wanted:
+            return {}
+        cursor.execute(_DECISIONS, [self._partition, wanted])
+        found = {row[2]: Case(decision=_decision(row)) for row in cursor}
+        cursor.execute(_OUTCOMES, [self._partition, wanted])
+        waiting: dict[str, list[Reported]] = {}
+        for row in cursor:
+            outcome = _outcome(row)
+            case = found.get(outcome.request_id)
+            if case is None:
+                waiting.setdefault(outcome.request_id, []).append(outcome)
+            else:
+                case.take(outcome)
+        if found:
+            cursor.execute(_STAGES, [self._partition, list(found)])
+            for request_id, kind in cursor:
+                found[request_id].stage = _STAGE_AFTER[kind]
+            self._known.update(found)
+        return waiting
+
+
+def _decision(row: tuple[Any, ...]) -> Booked:
+    offset, decision_id, request_id, budget, arm, version, *prices = row[:9]
+    price = None
+    if version is not None:
+        price = Price(version=version, input=prices[0], output=prices[1], cached=prices[2])
+    return Booked(
+        offset=offset,
+        decision_id=decision_id,
+        request_id=request_id,
+        budget=budget,
+        arm=arm,
+        price=price,
+        reserved_nanousd=row[9],
+        decided_ms=row[10],
+        expires_ms=row[11],
+        fingerprint=bytes(row[12]),
+    )
+
+
+def _outcome(row: tuple[Any, ...]) -> Reported:
+    return Reported(
+        offset=row[0],
+        request_id=row[1],
+        decision_id=row[2],
+        at_ms=row[3],
+        clock_ms=row[4],
+        prompt_tokens=row[5],
+        completion_tokens=row[6],
+        cached_tokens=row[7],
+        billed_nanousd=row[8],
+        reward=row[9],
+    )

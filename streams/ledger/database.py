@@ -1,0 +1,61 @@
+"""Connections of the sink, and which of Postgres' errors mean what."""
+
+from __future__ import annotations
+
+import psycopg
+from sqlalchemy import make_url
+
+_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": 30_000,
+        "lock_timeout": 5_000,
+        "idle_in_transaction_session_timeout": 30_000,
+        # The sink only looks rows up by key. On tables that grow from nothing the planner's
+        # statistics are behind for minutes, and a guess for a scan would read the whole ledger.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+    }.items()
+)
+
+
+def connection_string(database_url: str) -> str:
+    """Return the URL as libpq reads it, whatever SQLAlchemy driver it names."""
+    url = make_url(database_url).set(drivername="postgresql")
+    return url.render_as_string(hide_password=False)
+
+
+def connect_sink(database_url: str) -> psycopg.Connection[tuple[object, ...]]:
+    """Open a connection on which no step can hang: every wait has a limit."""
+    return psycopg.connect(
+        connection_string(database_url),
+        autocommit=True,
+        application_name="tollway sink",
+        connect_timeout=5,
+        keepalives_idle=2,
+        keepalives_interval=1,
+        keepalives_count=3,
+        tcp_user_timeout=5_000,
+        options=_OPTIONS,
+        # A plan that is kept would be one for the size that the tables had at the start.
+        prepare_threshold=None,
+    )
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether trying again later can help: the server or the way to it is at fault."""
+    return isinstance(
+        error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError
+    )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether the data are at fault: a value that the database cannot or must not hold."""
+    return isinstance(error, psycopg.DataError | psycopg.IntegrityError | UnicodeEncodeError)
+
+
+def describe(error: Exception) -> str:
+    """Return the error's class and code, without the values that its message may show."""
+    code = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return type(error).__name__ if code is None else f"{type(error).__name__} {code}"

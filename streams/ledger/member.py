@@ -1,0 +1,226 @@
+"""One member of the sinks' group: what it holds, reads and flushes, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.ledger.database import describe, is_transient
+from streams.ledger.errors import LedgerFencedError, LedgerGapError, LedgerTopicsError
+from streams.ledger.inbox import Inbox, Message
+from streams.ledger.writer import LedgerWriter
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+FLUSH_MAX = 5_000
+"""Records that are read at once, and flushed."""
+LINGER_S = 0.1
+"""How long to wait after a smaller batch: a commit costs the same for one record as for many."""
+STOP_S = 5.0
+"""How long Kafka, or a step that is in hand at the end, may take."""
+BACKOFF_MAX_S = 5.0
+COMMIT_S = 1.0
+"""How often the group's offsets are committed, which only lag dashboards read."""
+
+
+class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
+    """One member of the group: the partitions it holds and what it has read of them."""
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        writer: LedgerWriter,
+        *,
+        decisions: str,
+        outcomes: str,
+        accept_gaps: bool,
+    ) -> None:
+        self.halted: dict[int, LedgerGapError] = {}
+        self._consumer = consumer
+        self._writer = writer
+        self._topics = (decisions, outcomes)
+        self._accept_gaps = accept_gaps
+        self._inboxes: dict[int, Inbox] = {}
+        self._in_flight: asyncio.Future[Any] | None = None
+        # Loop times: from when on to claim a partition, to try again, to commit.
+        self._claim_at: dict[int, float] = {}
+        self._retry_at = self._commit_at = 0.0
+        self._backoff_s = 0.0
+
+    async def join(self) -> None:
+        """Subscribe, once it is clear that both topics exist and are partitioned alike."""
+        await self._consumer.topics()
+        counts = [len(self._consumer.partitions_for_topic(t) or ()) for t in self._topics]
+        if 0 in counts or len(set(counts)) != 1:
+            raise LedgerTopicsError(
+                f"{self._topics[0]} has {counts[0]} partitions and {self._topics[1]} {counts[1]}; "
+                "both must exist, with equal counts: run `tollway topics`"
+            )
+        self._consumer.subscribe(list(self._topics), listener=self)
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Let go of everything; a flush in flight may end, later ones would be fenced off."""
+        self._inboxes.clear()
+        self.halted.clear()
+        if self._in_flight is not None:
+            await asyncio.wait([self._in_flight], timeout=3.0)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Hold the partitions back until they are claimed in the ledger."""
+        self._consumer.pause(*assigned)
+
+    async def step(self) -> None:
+        """Claim what is new, read, and flush what was read."""
+        try:
+            if _now() >= self._retry_at:
+                await self._claim()
+                await self._flush()
+                self._backoff_s = 0.0
+            self._set_paused()
+            got = await self._consumer.getmany(
+                timeout_ms=int(LINGER_S * 1_000), max_records=FLUSH_MAX
+            )
+            await self._take(got)
+            if not self._failing:
+                await self._flush()
+            await self._commit()
+        except Exception as error:
+            if not (is_transient(error) or isinstance(error, KafkaError)):
+                raise
+            self._back_off(error)
+            return
+        if sum(map(len, got.values())) < FLUSH_MAX // 2:
+            await asyncio.sleep(LINGER_S)
+
+    async def leave(self) -> None:
+        """Flush what was read, if the database answers, and commit."""
+        if not self._failing:
+            try:
+                await self._flush()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("not flushed: %s; it will be read again", describe(error))
+        self._commit_at = 0.0
+        await self._commit()
+
+    @property
+    def _failing(self) -> bool:
+        return self._backoff_s > 0.0
+
+    def _back_off(self, error: Exception) -> None:
+        self._backoff_s = min(max(2 * self._backoff_s, 0.05), BACKOFF_MAX_S)
+        self._retry_at = _now() + self._backoff_s
+        self._writer.counts.retries += 1
+        log.warning("trying again in %.2f s: %s", self._backoff_s, describe(error))
+
+    async def _claim(self) -> None:
+        partitions = {tp.partition for tp in self._consumer.assignment()}
+        for partition in sorted(partitions - self._inboxes.keys() - self.halted.keys()):
+            if _now() < self._claim_at.get(partition, 0.0):
+                continue
+            tps = [TopicPartition(topic, partition) for topic in self._topics]
+            if not self._consumer.assignment().issuperset(tps):
+                raise LedgerTopicsError(f"only one of {tps} is assigned: their counts differ")
+            inbox = Inbox(await self._run(self._writer.claim, partition), self._topics)
+            log.info("partition %d: epoch %d, next %s", partition, inbox.unit.epoch, inbox.nexts)
+            first, end = await self._log_bounds(tps)
+            for tp in tps:
+                self._consumer.seek(tp, inbox.nexts[tp])
+            self._inboxes[partition] = inbox
+            for tp in tps:
+                await self._check_bounds(inbox, tp, first[tp], end[tp])
+
+    async def _log_bounds(
+        self, tps: Iterable[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        tps = list(tps)
+        first = await self._consumer.beginning_offsets(tps)
+        return first, await self._consumer.end_offsets(tps)
+
+    async def _check_bounds(self, inbox: Inbox, tp: TopicPartition, first: int, end: int) -> None:
+        """Halt the partition if its next record cannot be had any more."""
+        wanted = inbox.nexts[tp]
+        if end < wanted:
+            found = f"the log ends at {end}: it was cut or recreated"
+        elif first > wanted and not self._accept_gaps:
+            found = f"the log starts at {first}: records were deleted unread"
+        else:
+            return
+        error = LedgerGapError(tp.topic, tp.partition, wanted=wanted, found=found)
+        log.error("partition %d stands still: %s", tp.partition, error)
+        self.halted[tp.partition] = error
+        self._inboxes.pop(tp.partition, None)
+        self._set_paused()
+        await self._run(self._writer.halt, inbox.unit, str(error))
+
+    async def _take(self, got: dict[TopicPartition, list[Message]]) -> None:
+        for tp, messages in got.items():
+            inbox = self._inboxes.get(tp.partition)
+            if inbox is None:
+                continue
+            wanted = inbox.put(tp, messages)
+            if wanted is None:
+                continue
+            self._writer.counts.gaps += 1
+            log.info("%s[%d]: reading again from %d", tp.topic, tp.partition, wanted)
+            self._consumer.seek(tp, wanted)
+            first, end = await self._log_bounds([tp])
+            await self._check_bounds(inbox, tp, first[tp], end[tp])
+            inbox.miss(tp, wanted)
+
+    async def _flush(self) -> None:
+        for partition, inbox in list(self._inboxes.items()):
+            while inbox.size or inbox.unit.behind:
+                if self._inboxes.get(partition) is not inbox:
+                    break
+                try:
+                    await self._run(self._writer.flush, inbox.unit, inbox.batch())
+                except LedgerFencedError as error:
+                    log.warning("fenced off: %s", error)
+                    self._inboxes.pop(partition, None)
+                    # If the group still says that it is ours, claim it again, but not at once:
+                    # two deployments by mistake must not take it from each other all the time.
+                    self._claim_at[partition] = _now() + 1.0
+                    break
+                inbox.settle()
+
+    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Make a call to the database in a thread, so that heartbeats go on."""
+        in_flight = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+        self._in_flight = in_flight
+        try:
+            return await in_flight
+        finally:
+            self._in_flight = None
+
+    def _set_paused(self) -> None:
+        assigned = self._consumer.assignment()
+        running = {tp for tp in assigned if tp.partition in self._inboxes and not self._failing}
+        paused = self._consumer.paused()
+        self._consumer.pause(*(assigned - running - paused))
+        self._consumer.resume(*(running & paused))
+
+    async def _commit(self) -> None:
+        if _now() < self._commit_at:
+            return
+        self._commit_at = _now() + COMMIT_S
+        offsets = {
+            tp: offset for inbox in self._inboxes.values() for tp, offset in inbox.booked().items()
+        }
+        if offsets:
+            try:
+                await asyncio.wait_for(self._consumer.commit(offsets), STOP_S)
+            except (KafkaError, TimeoutError) as error:
+                log.debug("the group's offsets were not committed: %s", error)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,103 @@
+"""The ledger sink: follows decisions and outcomes and books them, each exactly once.
+
+Kafka's group only says which partitions are this process's; where to read on stands in the
+ledger. While the database is away the partitions are paused and the same batch is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+
+from streams.ledger import migrate
+from streams.ledger.catalog import follow_catalog
+from streams.ledger.database import connect_sink
+from streams.ledger.member import STOP_S, Sink
+from streams.ledger.unit import Counts
+from streams.ledger.writer import Connection, LedgerWriter
+from streams.topics import CATALOG, DECISIONS, OUTCOMES
+
+
+async def run_sink(
+    kafka: str,
+    database_url: str,
+    *,
+    stop: asyncio.Event,
+    decisions: str = DECISIONS,
+    outcomes: str = OUTCOMES,
+    catalog: str | None = CATALOG,
+    group: str = "tollway-ledger",
+    session_timeout_s: float = 10.0,
+    accept_gaps: bool = False,
+    counts: Counts | None = None,
+    connect: Callable[[str], Connection] = connect_sink,
+) -> Counts:
+    """Book what arrives until ``stop`` is set; then finish the batch in hand and leave the group.
+
+    Several may run, in one process or many; partitions are shared out. ``counts`` is kept up to
+    date while it runs. ``accept_gaps`` goes on where records are gone for good, and counts them.
+
+    Raises
+    ------
+    LedgerSchemaError, LedgerTopicsError
+        At the start, if the database or the topics are not what they must be.
+    LedgerGapError
+        At the end, if a partition stood still because records are gone from its topics.
+    """
+    await asyncio.to_thread(migrate.require_head, database_url)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=kafka,
+        group_id=group,
+        client_id="tollway-ledger",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        partition_assignment_strategy=(RangePartitionAssignor,),
+        session_timeout_ms=int(session_timeout_s * 1_000),
+        heartbeat_interval_ms=int(session_timeout_s * 1_000 / 5),
+        fetch_max_bytes=16 << 20,
+    )
+    writer = LedgerWriter(database_url, decisions=decisions, outcomes=outcomes, connect=connect)
+    if counts is not None:
+        writer.counts = counts
+    sink = Sink(consumer, writer, decisions=decisions, outcomes=outcomes, accept_gaps=accept_gaps)
+    follower: asyncio.Task[None] | None = None
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await consumer.start()
+        await sink.join()
+        if catalog is not None:
+            follower = asyncio.create_task(follow_catalog(kafka, database_url, catalog))
+        while not stop.is_set():
+            await _either(asyncio.create_task(sink.step()), stopped)
+            if follower is not None and follower.done():
+                follower.result()
+        await sink.leave()
+    finally:
+        stopped.cancel()
+        if follower is not None:
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower
+        await consumer.stop()
+        await asyncio.to_thread(writer.close)
+    if sink.halted:
+        raise next(iter(sink.halted.values()))
+    return writer.counts
+
+
+async def _either(step: asyncio.Task[None], stopped: asyncio.Task[Literal[True]]) -> None:
+    """Wait for the step; once stopped, no longer than a flush can take."""
+    tasks: list[asyncio.Task[Any]] = [step, stopped]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not step.done():
+            await asyncio.wait([step], timeout=STOP_S)
+    finally:
+        step.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await step

@@ -1,0 +1,245 @@
+"""One flush: what a batch means, written in the transaction that moves the cursors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import Cursor
+
+from streams.ledger import rows
+from streams.ledger.fold import Case, Copy, Reported
+from streams.ledger.reading import booked, read_decision, read_outcome, reported
+from streams.ledger.rows import Raw, Row, Target
+from streams.ledger.unit import Batch, Counts, Unit
+from streams.records import BadRecordError, Decision, Outcome
+
+SWEEP_MAX = 5_000
+"""About how many reservations one flush looks at for having expired."""
+
+_MOVE = """
+UPDATE cursors SET next_offset = target.next_offset, holes = cursors.holes + target.holes
+FROM (VALUES (%s, %s::bigint, %s::bigint, %s::bigint), (%s, %s, %s, %s))
+    AS target (topic, expected, next_offset, holes)
+WHERE cursors.topic = target.topic AND partition = %s AND epoch = %s
+    AND cursors.next_offset = target.expected
+RETURNING cursors.topic, clock_ms, swept_ms, next_line
+"""
+_FINISH = """
+UPDATE cursors SET clock_ms = %s, swept_ms = %s, next_line = %s, duplicates = duplicates + %s
+WHERE topic = %s AND partition = %s
+"""
+_SWEEP_END = """
+SELECT expires_ms FROM decisions
+WHERE partition = %s AND arm IS NOT NULL AND expires_ms >= %s AND expires_ms < %s
+ORDER BY expires_ms OFFSET %s LIMIT 1
+"""
+_SWEEP = """
+SELECT request_id FROM decisions d
+WHERE partition = %s AND arm IS NOT NULL AND expires_ms >= %s AND expires_ms < %s
+    AND NOT EXISTS (
+        SELECT FROM transfers t WHERE t.partition = d.partition AND t.request_id = d.request_id
+            AND t.kind IN ('expire', 'settle')
+    )
+ORDER BY expires_ms, decision_offset
+"""
+
+
+class Transaction:
+    """The rows of one batch. Its steps must be called in this order: move, book, finish."""
+
+    def __init__(self, cursor: Cursor[Any], unit: Unit, *, decisions: str, outcomes: str) -> None:
+        self.counts = Counts()
+        self._cursor = cursor
+        self._unit = unit
+        self._topics = {"decision": decisions, "outcome": outcomes}
+        self._duplicates = {"decision": 0, "outcome": 0}
+        self._clock_ms = self._swept_ms = self._line = 0
+        self._decisions: list[Row] = []
+        self._outcomes: list[Row] = []
+        self._transfers: list[Row] = []
+        self._dead_letters: list[Row] = []
+        self._conflicts: list[Row] = []
+
+    def move(self, batch: Batch) -> bool:
+        """Move the cursors past the batch; False if they are not where this writer left them.
+
+        It comes first: the row locks hold up any other writer until this one has ended.
+        """
+        unit = self._unit
+        next_decision, next_outcome = batch.ends(unit)
+        arguments = (
+            *(self._topics["decision"], unit.next_decision, next_decision),
+            next_decision - unit.next_decision - len(batch.decisions),
+            *(self._topics["outcome"], unit.next_outcome, next_outcome),
+            next_outcome - unit.next_outcome - len(batch.outcomes),
+        )
+        self._cursor.execute(_MOVE, [*arguments, unit.partition, unit.epoch])
+        found = {topic: (clock, swept, line) for topic, clock, swept, line in self._cursor}
+        if len(found) != 2:
+            return False
+        self._clock_ms, self._swept_ms, _ = found[self._topics["outcome"]]
+        self._line = found[self._topics["decision"]][2]
+        return True
+
+    def book(self, batch: Batch, *, refused: BadRecordError | None = None) -> None:
+        """Write all that follows from the batch; ``refused`` makes dead letters of its records."""
+        decisions = self._read_decisions(batch.decisions, refused)
+        outcomes = self._read_outcomes(batch.outcomes, refused)
+        cases = self._unit.cases
+        touched = [decision.request_id for _, decision, _ in decisions]
+        touched += [facts.request_id for _, facts in outcomes]
+        waiting = cases.load(self._cursor, touched)
+        for raw, decision, mark in decisions:
+            self._decide(raw, decision, mark, waiting.pop(decision.request_id, []))
+        for outcome, facts in outcomes:
+            self._outcomes.append(rows.outcome_row(self._unit.partition, outcome, facts))
+            case = cases.get(facts.request_id)
+            if case is not None:
+                self._note(facts, case.take(facts))
+                self._post(case)
+        self.counts.records += len(batch.decisions) + len(batch.outcomes)
+        self._write()
+
+    def sweep(self) -> None:
+        """Book what has expired by the partition's clock; a bounded part of it at a time."""
+        if self._swept_ms >= self._clock_ms:
+            return
+        partition, start_ms, end_ms = self._unit.partition, self._swept_ms, self._clock_ms
+        self._cursor.execute(_SWEEP_END, [partition, start_ms, end_ms, SWEEP_MAX])
+        beyond = self._cursor.fetchone()
+        if beyond is not None:
+            end_ms = max(beyond[0], start_ms + 1)
+        self._cursor.execute(_SWEEP, [partition, start_ms, end_ms])
+        lapsed = [request_id for (request_id,) in self._cursor]
+        self._swept_ms = end_ms
+        self._unit.cases.load(self._cursor, lapsed)
+        for request_id in lapsed:
+            case = self._unit.cases.get(request_id)
+            assert case is not None
+            self._post(case)
+        self._write()
+
+    def finish(self) -> bool:
+        """Note clock, lines and copies in the cursors; return whether expiry is still behind."""
+        for cause, topic in self._topics.items():
+            is_decision = cause == "decision"
+            self._cursor.execute(
+                _FINISH,
+                [
+                    0 if is_decision else self._clock_ms,
+                    0 if is_decision else self._swept_ms,
+                    self._line if is_decision else 0,
+                    self._duplicates[cause],
+                    topic,
+                    self._unit.partition,
+                ],
+            )
+        self.counts.flushes += 1
+        self.counts.duplicates += sum(self._duplicates.values())
+        return self._swept_ms < self._clock_ms
+
+    def _read_decisions(
+        self, raws: Sequence[Raw], refused: BadRecordError | None
+    ) -> list[tuple[Raw, Decision, bytes]]:
+        read = []
+        for raw in raws:
+            try:
+                if refused is not None:
+                    raise refused
+                read.append((raw, *read_decision(raw.value)))
+            except BadRecordError as error:
+                self._bury("decision", raw, error)
+        return read
+
+    def _read_outcomes(
+        self, raws: Sequence[Raw], refused: BadRecordError | None
+    ) -> list[tuple[Outcome, Reported]]:
+        read = []
+        for raw in raws:
+            # Unreadable records move the clock too: their timestamps are the broker's.
+            self._clock_ms = max(self._clock_ms, raw.at_ms)
+            try:
+                if refused is not None:
+                    raise refused
+                outcome = read_outcome(raw.value)
+            except BadRecordError as error:
+                self._bury("outcome", raw, error)
+                continue
+            facts = reported(outcome, offset=raw.offset, at_ms=raw.at_ms, clock_ms=self._clock_ms)
+            read.append((outcome, facts))
+        return read
+
+    def _bury(self, cause: str, raw: Raw, error: BadRecordError) -> None:
+        topic = self._topics[cause]
+        self._dead_letters.append(rows.dead_letter_row(topic, self._unit.partition, raw, error))
+
+    def _decide(self, raw: Raw, decision: Decision, mark: bytes, waiting: list[Reported]) -> None:
+        known = self._unit.cases.get(decision.request_id)
+        if known is None:
+            partition = self._unit.partition
+            self._decisions.append(rows.decision_row(partition, raw.offset, decision, mark))
+            case = self._unit.cases.open(booked(decision, mark, offset=raw.offset))
+            for facts in waiting:
+                self._note(facts, case.take(facts))
+            self._post(case)
+        elif known.decision.fingerprint == mark:
+            self._duplicates["decision"] += 1
+        else:
+            self._contradict(
+                "decision",
+                (raw.offset, "decision", decision.request_id),
+                ("other_content", known.decision.offset, raw.at_ms),
+            )
+
+    def _note(self, facts: Reported, copies: list[Copy]) -> None:
+        for copy in copies:
+            if not copy.reason:
+                self._duplicates["outcome"] += 1
+                continue
+            self._contradict(
+                "outcome",
+                (facts.offset, copy.part, facts.request_id),
+                (copy.reason, copy.first_offset, facts.at_ms),
+            )
+
+    def _contradict(self, cause: str, place: Row, why: Row) -> None:
+        self._conflicts.append((self._topics[cause], self._unit.partition, *place, *why))
+
+    def _post(self, case: Case) -> None:
+        for posting in case.due(self._swept_ms):
+            self._transfers.append(
+                rows.transfer_row(
+                    self._unit.partition,
+                    self._line,
+                    case.decision,
+                    posting,
+                    topic=self._topics[posting.cause],
+                    epoch=self._unit.epoch,
+                )
+            )
+            self._line += 1
+
+    def _write(self) -> None:
+        self.counts.transfers += len(self._transfers)
+        self.counts.dead_letters += len(self._dead_letters)
+        self.counts.conflicts += len(self._conflicts)
+        self._copy(rows.DECISIONS, self._decisions)
+        self._copy(rows.OUTCOMES, self._outcomes)
+        self._copy(rows.TRANSFERS, self._transfers)
+        self._copy(rows.DEAD_LETTERS, self._dead_letters)
+        self._copy(rows.CONFLICTS, self._conflicts)
+
+    def _copy(self, target: Target, content: list[Row]) -> None:
+        """Write the rows and forget them.
+
+        Plain COPY, not by way of a temporary table and ON CONFLICT: which records are copies is
+        known by now, and a unique constraint that is broken nevertheless must not pass in silence.
+        """
+        if not content:
+            return
+        with self._cursor.copy(target.statement) as copy:
+            copy.set_types(target.types)
+            for row in content:
+                copy.write_row(row)
+        content.clear()

@@ -1,0 +1,183 @@
+"""Writes batches of records into the ledger, each in one transaction with the sink's cursors.
+
+Partition ``p`` of decisions and partition ``p`` of outcomes are one unit. Whoever claims a unit
+raises its epoch; a flush first moves the cursors from where this writer left them, in its own
+epoch. If they are elsewhere, then either another writer has claimed the unit, or an earlier
+attempt whose reply was lost had been committed after all: reading the cursors tells which.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from streams.ledger.cases import Cases
+from streams.ledger.database import connect_sink, describe, is_refusal
+from streams.ledger.errors import LedgerFencedError
+from streams.ledger.transaction import Transaction
+from streams.ledger.unit import Batch, Counts, Unit
+from streams.records import BadRecordError
+
+log = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_READ = "SELECT topic, epoch, next_offset FROM cursors WHERE topic = ANY(%s) AND partition = %s"
+_LOCK = f"{_READ} ORDER BY topic FOR UPDATE"
+
+
+class LedgerWriter:
+    """One connection to the ledger; not to be used by two threads at once."""
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        decisions: str,
+        outcomes: str,
+        connect: Callable[[str], Connection] = connect_sink,
+    ) -> None:
+        self.counts = Counts()
+        self._decisions = decisions
+        self._outcomes = outcomes
+        self._database_url = database_url
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, opened anew if it was lost."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect(self._database_url)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def claim(self, partition: int) -> Unit:
+        """Take a unit over: from now on every older writer of it is fenced off."""
+        topics = [self._decisions, self._outcomes]
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO cursors (topic, partition) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                [(topic, partition) for topic in sorted(topics)],
+            )
+            cursor.execute(_LOCK, [topics, partition])
+            found = {topic: (epoch, offset) for topic, epoch, offset in cursor}
+            epoch = 1 + max(epoch for epoch, _ in found.values())
+            cursor.execute(
+                "UPDATE cursors SET epoch = %s, halted = NULL "
+                "WHERE topic = ANY(%s) AND partition = %s",
+                [epoch, topics, partition],
+            )
+        return Unit(
+            partition=partition,
+            epoch=epoch,
+            next_decision=found[self._decisions][1],
+            next_outcome=found[self._outcomes][1],
+            cases=Cases(partition),
+        )
+
+    def halt(self, unit: Unit, reason: str) -> None:
+        """Note in the cursors why the unit stands still, unless another has it by now."""
+        self.connection.execute(
+            "UPDATE cursors SET halted = %s "
+            "WHERE topic = ANY(%s) AND partition = %s AND epoch = %s",
+            [reason, [self._decisions, self._outcomes], unit.partition, unit.epoch],
+        )
+
+    def flush(self, unit: Unit, batch: Batch) -> None:
+        """Book the batch and move the unit past it, or past as much of it as was booked before.
+
+        The batch must begin at the unit's next offsets. After an error the caller gives what
+        remains of it again.
+
+        Raises
+        ------
+        LedgerFencedError
+            If another writer has claimed the unit.
+        psycopg.Error
+            If the database fails; what was written by then is durable or it is not.
+        """
+        try:
+            self._attempt(unit, batch, sweep=True)
+        except Exception as error:
+            self._forget(unit)
+            if not is_refusal(error) or not (batch.decisions or batch.outcomes):
+                raise
+            log.warning("partition %d: %s: record by record", unit.partition, describe(error))
+            self._unroll(unit, batch)
+
+    def _attempt(
+        self, unit: Unit, batch: Batch, *, sweep: bool, refused: BadRecordError | None = None
+    ) -> None:
+        moved = behind = False
+        with self.connection.transaction() as attempt, self.connection.cursor() as cursor:
+            transaction = Transaction(
+                cursor, unit, decisions=self._decisions, outcomes=self._outcomes
+            )
+            moved = transaction.move(batch)
+            if not moved:
+                # One of the two cursors may have been moved.
+                raise psycopg.Rollback(attempt)
+            transaction.book(batch, refused=refused)
+            if sweep:
+                transaction.sweep()
+            behind = transaction.finish()
+        if not moved:
+            self._resolve(unit, batch)
+            return
+        unit.next_decision, unit.next_outcome = batch.ends(unit)
+        unit.behind = behind
+        unit.cases.trim()
+        self.counts.add(transaction.counts)
+
+    def _resolve(self, unit: Unit, batch: Batch) -> None:
+        """Find out why the cursors had moved; in this epoch, it was an attempt of this writer."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(_READ, [[self._decisions, self._outcomes], unit.partition])
+            found = {topic: (epoch, offset) for topic, epoch, offset in cursor}
+        nothing = (None, -1)
+        epochs, nexts = zip(
+            found.get(self._decisions, nothing), found.get(self._outcomes, nothing), strict=True
+        )
+        before = (unit.next_decision, unit.next_outcome)
+        between = all(
+            low <= offset <= high
+            for low, offset, high in zip(before, nexts, batch.ends(unit), strict=True)
+        )
+        # Cursors that went back belong to a database that was restored: as good as another's.
+        if epochs != (unit.epoch, unit.epoch) or not between:
+            self.counts.fenced += 1
+            raise LedgerFencedError(unit.partition, mine=unit.epoch, found=epochs[0])
+        log.info("partition %d: a commit without reply was durable", unit.partition)
+        self.counts.in_doubt += 1
+        unit.cases.clear()
+        unit.next_decision, unit.next_outcome = nexts
+        unit.behind = True
+
+    def _unroll(self, unit: Unit, batch: Batch) -> None:
+        """Book record by record; the database's refusals become dead letters."""
+        singles = [Batch(decisions=[raw]) for raw in batch.decisions]
+        singles += [Batch(outcomes=[raw]) for raw in batch.outcomes]
+        for single in singles:
+            try:
+                self._attempt(unit, single, sweep=False)
+            except Exception as error:
+                self._forget(unit)
+                if not is_refusal(error):
+                    raise
+                refusal = BadRecordError("refused", describe(error))
+                self._attempt(unit, single, sweep=False, refused=refusal)
+
+    def _forget(self, unit: Unit) -> None:
+        # The cases have run ahead of the tables, and the connection may be in any state.
+        unit.cases.clear()
+        unit.behind = True
+        self.close()
