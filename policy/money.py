@@ -11,7 +11,8 @@ from decimal import ROUND_CEILING, Decimal
 
 NANO_PER_USD = 1_000_000_000
 TOKENS_MAX = 100_000_000
-PRICE_MAX = 10**12
+PRICE_MAX = 10**10
+"""Largest price: ten thousand dollars per million tokens; products with tokens fit 64 bits."""
 AMOUNT_MAX = 10**18
 """Largest amount in nano-dollars that a record may carry: one billion dollars."""
 

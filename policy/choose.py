@@ -1,0 +1,270 @@
+"""What is worked out for a whole batch, and the choice for one request of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy.budgets import Path
+from policy.money import NANO_PER_USD, Price, bound_nanousd
+from policy.pacer import affordable, dual_price
+from policy.state import Incoming, State
+from policy.terms import Bools, Contexts, Floats, Ints
+
+WHY_NOT = (
+    "",
+    "score",
+    "unpriced",
+    "undeployed",
+    "not_allowed",
+    "capability",
+    "context",
+    "latency",
+    "cap",
+    "ceiling",
+)
+"""Why an arm was not chosen, by code; the chosen arm has the empty word."""
+
+_SCORE, _UNPRICED, _UNDEPLOYED, _NOT_ALLOWED, _CAPABILITY, _CONTEXT, _LATENCY, _CAP, _CEILING = (
+    range(1, 10)
+)
+OUTPUT_SHARE = 0.99
+"""Share of answers that a lowered output cap must hold, by what the arm's answers have been."""
+_LATENCIES_MIN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Round:
+    """A batch as arrays: ``n`` requests, ``k`` arms.
+
+    Parameters
+    ----------
+    eligible : ndarray of bool, shape (n, k)
+    why_not : ndarray of int8, shape (n, k)
+        Code into :data:`WHY_NOT`; ``score`` where eligible.
+    reward, score, propensity : ndarray, shape (n, k)
+        As the policy ranked them, at the dual price of each request.
+    cost_nanousd, bound_nanousd : ndarray of int64, shape (n, k)
+        Expected and largest possible cost; the expected never exceeds the bound.
+    first : ndarray of int64, shape (n,)
+        Column that the policy put first.
+    explored : ndarray of bool, shape (n,)
+    paths : list of n tuples
+        Budgets of each request.
+    budget_price : dict
+        For each budget: dual price, and dollars per request that the spend curve foretells there.
+    ceilinged : frozenset of int
+        Budgets that have a per-request ceiling.
+    """
+
+    eligible: Bools
+    why_not: Ints
+    reward: Floats
+    score: Floats
+    propensity: Floats
+    cost_nanousd: Ints
+    bound_nanousd: Ints
+    first: Ints
+    explored: Bools
+    paths: list[Path]
+    budget_price: dict[int, tuple[float, float]]
+    ceilinged: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The arm (column) that fits and what it reserves, or why none does."""
+
+    arm: int | None = None
+    rejected: str = ""
+    reserved_nanousd: int = 0
+    max_output_tokens: int = 0
+    why_not: Sequence[int] = ()
+
+
+def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round:
+    """Rank the arms for a batch at the dual prices of its budgets; changes only the curve."""
+    contexts = _contexts(batch, state.dimensions + 1)
+    paths = [state.budgets.known_path(r.budget) for r in batch]
+    if batch:
+        state.refresh_curve(contexts)
+    eligible, why_not = _eligibility(state, batch, contexts, now_ms=now_ms)
+    budget_price, ceilinged = _budget_prices(state, paths, now_ms=now_ms)
+    price = np.array([max((budget_price[i][0] for i in path), default=0.0) for path in paths])
+    ranking = state.policy.rank(contexts, dual_price=price, eligible=eligible)
+    bound = _bounds(state, contexts)
+    cost = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
+    score = np.where(eligible, ranking.score, -np.inf)
+    first = score.argmax(axis=1) if len(state.catalog.arms) else np.zeros(len(batch), np.int64)
+    return Round(
+        eligible=eligible,
+        why_not=why_not,
+        reward=ranking.reward,
+        score=score,
+        propensity=ranking.propensity,
+        cost_nanousd=np.minimum(cost, bound).astype(np.int64),
+        bound_nanousd=bound,
+        first=first,
+        explored=ranking.explored,
+        paths=paths,
+        budget_price=budget_price,
+        ceilinged=ceilinged,
+    )
+
+
+def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Found:
+    """Return the best arm of a row that fits its ceilings and caps; the state is not changed."""
+    path = rounds.paths[row]
+    free, ultimate = state.budgets.free(path), state.budgets.ultimate(path)
+    column = int(rounds.first[row])
+    bound = int(rounds.bound_nanousd[row, column])
+    if bound <= free and not any(i in rounds.ceilinged for i in path):
+        return _found(rounds, row, request, column, bound)
+    why_not = rounds.why_not[row].tolist()
+    within = _within_ceilings(state, rounds, row, path)
+    rejected = "over_ceiling"
+    for column in np.argsort(-rounds.score[row], kind="stable").tolist():
+        if not rounds.eligible[row, column]:
+            break
+        if not within[column]:
+            why_not[column] = _CEILING
+            continue
+        bound = int(rounds.bound_nanousd[row, column])
+        if bound <= free:
+            return _found(rounds, row, request, column, bound, why_not=why_not)
+        need = _least_bound(state, column, request, bound)
+        if need > ultimate:
+            why_not[column] = _CAP
+            rejected = "budget_exhausted"
+            continue
+        if bound > ultimate and need <= free:
+            price = state.prices[column]
+            assert price is not None
+            cap = _output_that_fits(price, request.input_tokens, free)
+            lowered = bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=cap)
+            return _found(rounds, row, request, column, lowered, cap=cap, why_not=why_not)
+        # The best arm will fit once money in flight comes back: wait rather than settle for less.
+        why_not[column] = _CAP
+        return Found(rejected="budget_busy", why_not=why_not)
+    return Found(rejected=rejected, why_not=why_not)
+
+
+def _found(
+    rounds: Round, row: int, request: Incoming, column: int, reserved: int, *,
+    cap: int | None = None, why_not: list[int] | None = None,
+) -> Found:  # fmt: skip
+    codes = rounds.why_not[row].tolist() if why_not is None else why_not
+    codes[column] = 0
+    return Found(
+        arm=column,
+        reserved_nanousd=reserved,
+        max_output_tokens=request.max_output_tokens if cap is None else cap,
+        why_not=codes,
+    )
+
+
+def _contexts(batch: Sequence[Incoming], width: int) -> Contexts:
+    features = np.empty((len(batch), width))
+    for row, request in enumerate(batch):
+        features[row] = request.features
+    return Contexts(
+        features=features,
+        input_tokens=np.array([r.input_tokens for r in batch], np.int64),
+        max_output_tokens=np.array([r.max_output_tokens for r in batch], np.int64),
+        seeds=np.array([r.seed for r in batch], np.uint64),
+    )
+
+
+def _bounds(state: State, contexts: Contexts) -> Ints:
+    dearest = [0 if p is None else max(p.input, p.cached or 0) for p in state.prices]
+    output = [0 if p is None else p.output for p in state.prices]
+    thousandths = np.multiply.outer(contexts.input_tokens, np.array(dearest, np.int64))
+    thousandths += np.multiply.outer(contexts.max_output_tokens, np.array(output, np.int64))
+    return -(-thousandths // 1_000)
+
+
+def _eligibility(
+    state: State, batch: Sequence[Incoming], contexts: Contexts, *, now_ms: int
+) -> tuple[Bools, Ints]:
+    arms = state.catalog.arms
+    base = np.full(len(arms), _SCORE, np.int8)
+    for column, arm in enumerate(arms):
+        if not arm.deployed:
+            base[column] = _UNDEPLOYED
+        elif arm.price is None:
+            base[column] = _UNPRICED
+    why = np.repeat(base[None, :], len(batch), axis=0).astype(np.int64)
+    limits = np.array(
+        [np.iinfo(np.int64).max if a.context_tokens_max is None else a.context_tokens_max
+         for a in arms], np.int64
+    )  # fmt: skip
+    tokens = contexts.input_tokens + contexts.max_output_tokens
+    why[(tokens[:, None] > limits) & (why == _SCORE)] = _CONTEXT
+    for row, request in enumerate(batch):
+        if request.arms is None and not request.capabilities and request.latency_ms_max is None:
+            continue
+        for column in range(len(arms)):
+            if why[row, column] == _SCORE:
+                why[row, column] = _constraint(state, request, column, now_ms=now_ms)
+    return why == _SCORE, why
+
+
+def _constraint(state: State, request: Incoming, column: int, *, now_ms: int) -> int:
+    arm = state.catalog.arms[column]
+    if request.arms is not None and arm.arm not in request.arms:
+        return _NOT_ALLOWED
+    if not request.capabilities <= arm.capabilities:
+        return _CAPABILITY
+    if request.latency_ms_max is not None:
+        window = state.windows.read(arm.arm, now_ms=now_ms)
+        # An arm of unknown speed is tried: otherwise nothing would ever be known of it.
+        slow = (window.latency_ms_mean or 0.0) > request.latency_ms_max
+        if slow and window.calls >= _LATENCIES_MIN:
+            return _LATENCY
+    return _SCORE
+
+
+def _budget_prices(
+    state: State, paths: list[Path], *, now_ms: int
+) -> tuple[dict[int, tuple[float, float]], frozenset[int]]:
+    indices = sorted({index for path in paths for index in path})
+    if not indices:
+        return {}, frozenset()
+    plan = state.budgets.plan(indices)
+    prices = dual_price(state.budgets.pacing[indices], plan, state.curve, now_ms=now_ms)
+    planned = state.curve.cost_at(prices) if state.curve else np.zeros(len(indices))
+    ceilinged = frozenset(
+        i for i, ceiling in zip(indices, plan.per_request_usd, strict=True) if ceiling == ceiling
+    )
+    values = zip(prices.tolist(), planned.tolist(), strict=True)
+    return dict(zip(indices, values, strict=True)), ceilinged
+
+
+def _within_ceilings(state: State, rounds: Round, row: int, path: Path) -> Bools:
+    """Return which arms the per-request ceilings of the path allow."""
+    bound = [i for i in path if i in rounds.ceilinged]
+    if not bound:
+        eligible: Bools = rounds.eligible[row]
+        return eligible
+    cost = np.where(rounds.eligible[row], rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
+    allowed: Bools = affordable(state.budgets.pacing[bound], state.budgets.plan(bound), cost)
+    return allowed
+
+
+def _least_bound(state: State, column: int, request: Incoming, bound: int) -> int:
+    """Return the bound at the learned upper quantile of the output, if that is lower."""
+    price = state.prices[column]
+    assert price is not None
+    lengths = state.lengths.get(state.catalog.arms[column].arm)
+    tokens = lengths.quantile(OUTPUT_SHARE) if lengths else None
+    if tokens is None or tokens >= request.max_output_tokens:
+        return bound
+    return bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=tokens)
+
+
+def _output_that_fits(price: Price, input_tokens: int, amount: int) -> int:
+    """Return the largest output cap whose bound is at most ``amount``; the input fits."""
+    input_bound = input_tokens * max(price.input, price.cached or 0)
+    return (amount * 1_000 - input_bound) // price.output if price.output else 0

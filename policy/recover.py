@@ -1,0 +1,104 @@
+"""From pages and the log back to the state: what a worker does that takes a partition over.
+
+``load`` the pages, then fold the log from the position that was kept with them: the decisions in
+the order of their offsets, and before each batch of decisions the outcomes that it had seen. The
+gate lets each change pass into those pages only that do not contain it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from policy.decide import Choice, take
+from policy.pages import PageKey, Position
+from policy.settle import expire, release_parked
+from policy.state import State
+from policy.terms import PolicyError
+
+
+class RecoveryError(PolicyError):
+    """The tables are ahead of the topics: the end of a topic was lost, or it is another topic."""
+
+    def __init__(self, position: Position, contained: Position) -> None:
+        super().__init__(f"the topics end at {position}, but the tables contain {contained}")
+        self.position = position
+        self.contained = contained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """A decision of the log; ``outcomes`` and ``batch`` are what it says it had seen."""
+
+    offset: int
+    choice: Choice
+    batch: int
+    outcomes: int
+    decided_ms: int
+    expires_ms: int
+
+
+def load(state: State, pages: Mapping[PageKey, bytes], *, position: Position) -> None:
+    """Load pages into a new state and begin to fold at ``position``."""
+    for page in sorted(pages, key=lambda p: (p[0], str(p[1]).zfill(20))):
+        state.load_page(page, pages[page])
+    state.gate.position = position
+    state.gate.folding = True
+    state.redo = state.reservations.expired_by()
+
+
+def fold_decisions(state: State, batch: Iterable[Folded]) -> None:
+    """Fold the decisions of one batch; the outcomes that it had seen were settled before.
+
+    A later copy of a decided request, as a worker may write that has lost its partition, has no
+    effect.
+    """
+    begun = False
+    for folded in batch:
+        if not begun:
+            state.gate.begin("decisions", folded.offset)
+            expire(state, folded.decided_ms, cause=2 * folded.offset + 1)
+            begun = True
+        known = state.reservations.find(folded.choice.request.id)
+        if known is not None and known < folded.offset:
+            state.gate.advance("decisions", folded.offset + 1)
+            continue
+        take(
+            state,
+            folded.offset,
+            folded.choice,
+            now_ms=folded.decided_ms,
+            expires_ms=folded.expires_ms or None,
+        )
+        release_parked(state, folded.choice.request.id)
+        state.gate.tick(folded.decided_ms)
+
+
+def needed(state: State) -> Position:
+    """Return how far both logs must be folded before anything new may happen.
+
+    A page may contain outcomes after the last decision of the log; until they have been folded
+    into the other pages too, its position would be wrong.
+    """
+    contained = state.gate.contained.values()
+    return Position(
+        max((p.decisions for p in contained), default=0),
+        max((p.outcomes for p in contained), default=0),
+    )
+
+
+def finish(state: State) -> None:
+    """End the folding: from here on every change is new.
+
+    Raises
+    ------
+    RecoveryError
+        If a page contains more than the logs held: their end was lost, or they are others.
+    """
+    position, contained = state.gate.position, needed(state)
+    if position.decisions < contained.decisions or position.outcomes < contained.outcomes:
+        raise RecoveryError(position, contained)
+    state.gate.folding = False
+    state.gate.contained.clear()
+    state.redo.clear()
+    state.freed.clear()

@@ -1,0 +1,212 @@
+"""Everything that one partition knows: budgets, reservations, windows, and what was learned.
+
+One owner, one partition, one thread. ``policy.decide`` and ``policy.settle`` change it record by
+record; ``policy.recover`` brings it back after a kill.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from policy.budgets import Budgets
+from policy.catalog import Catalog
+from policy.curve import SpendCurve, spend_curve
+from policy.lengths import OutputLengths
+from policy.money import Price
+from policy.pages import Gate, PageKey, Position
+from policy.reservations import Reservations
+from policy.terms import Bools, Contexts, Floats, Ints, Policy, Settings
+from policy.windows import RewardWindows
+
+RING = 256
+"""Contexts of which the spend curve is made."""
+CURVE_EVERY = 64
+"""Decisions after which the spend curve is made anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Numbers of one deployment that the core is given."""
+
+    reservation_ttl_ms: int = 600_000
+    defer_ms: int = 30_000
+    deferred_max: int = 10_000
+    parked_max: int = 10_000
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Incoming:
+    """A request as the core is given it: checked, its features made, its id hashed."""
+
+    offset: int
+    id: bytes
+    request_print: int
+    budget: str
+    features: NDArray[np.float32]
+    input_tokens: int
+    max_output_tokens: int
+    at_ms: int
+    seed: int
+    segment: str = "all"
+    arms: frozenset[str] | None = None
+    capabilities: frozenset[str] = frozenset()
+    latency_ms_max: int | None = None
+    deadline_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """An outcome as the core is given it: checked, its id hashed, its parts fingerprinted."""
+
+    offset: int
+    id: bytes
+    at_ms: int
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int = 0
+    cost_nanousd: int | None = None
+    usage_print: int = 0
+    reward: float | None = None
+    reward_print: int = 0
+    latency_ms: int | None = None
+    error: bool = False
+
+
+class State:
+    """The state of one partition; see the module."""
+
+    def __init__(
+        self,
+        *,
+        dimensions: int,
+        make_policy: Callable[[Settings], Policy],
+        catalog: Catalog,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.dimensions = dimensions
+        self.gate = Gate.new()
+        self.budgets = Budgets(self.gate)
+        self.reservations = Reservations(self.gate, dimensions=dimensions + 1)
+        self.windows = RewardWindows(self.gate)
+        self.lengths: dict[str, OutputLengths] = {}
+        self.policy = make_policy(catalog.settings)
+        self.deferred: dict[str, deque[Incoming]] = {}
+        self.waiting: dict[bytes, int] = {}
+        self.freed: set[str] = set()
+        self.parked: dict[int, tuple[Arrival, Position]] = {}
+        self.redo: dict[int, list[int]] = {}
+        self.statistics = 0
+        self.curve: SpendCurve | None = None
+        self.curve_at = 0
+        self._ring_features = np.zeros((RING, dimensions + 1), np.float32)
+        self._ring_tokens = np.zeros((RING, 2), np.int64)
+        self._ring_count = 0
+        self.set_catalog(catalog)
+
+    def set_catalog(self, catalog: Catalog) -> None:
+        """Take a newer catalog; what was learned and spent stays."""
+        self.catalog = catalog
+        self.budgets.set_catalog(catalog)
+        self.policy.set_arms(catalog.arms)
+        self.prices: list[Price | None] = [arm.price for arm in catalog.arms]
+        self.routable: Bools = np.array(
+            [arm.deployed and arm.price is not None for arm in catalog.arms], np.bool_
+        )
+        self.curve = None
+        self.freed.update(self.deferred)
+
+    def lengths_of(self, arm: str) -> OutputLengths:
+        """Return the output lengths of an arm; empty ones for a new arm."""
+        return self.lengths.setdefault(arm, OutputLengths())
+
+    def remember_context(
+        self, features: NDArray[np.float32], input_tokens: int, max_output_tokens: int
+    ) -> None:
+        """Put a context into the ring of which the spend curve is made."""
+        if not self.gate.passes(("ring", "")):
+            return
+        at = self._ring_count % RING
+        self._ring_features[at] = features
+        self._ring_tokens[at] = (input_tokens, max_output_tokens)
+        self._ring_count += 1
+
+    def refresh_curve(self, batch: Contexts) -> None:
+        """Make the spend curve anew if it is due; of the batch too while the ring is short."""
+        position = self.gate.position.decisions
+        if self.curve is not None and position - self.curve_at < CURVE_EVERY:
+            return
+        if not self.routable.any():
+            return
+        kept = min(self._ring_count, RING)
+        features: Floats = self._ring_features[:kept].astype(np.float64)
+        tokens: Ints = self._ring_tokens[:kept]
+        if kept < CURVE_EVERY:
+            features = np.concatenate([features, batch.features[:RING]])
+            new = np.stack([batch.input_tokens, batch.max_output_tokens], axis=1)[:RING]
+            tokens = np.concatenate([tokens, new])
+        contexts = Contexts(
+            features=features,
+            input_tokens=np.ascontiguousarray(tokens[:, 0]),
+            max_output_tokens=np.ascontiguousarray(tokens[:, 1]),
+            seeds=np.zeros(len(tokens), np.uint64),
+        )
+        eligible = np.broadcast_to(self.routable, (len(tokens), len(self.routable)))
+        ranking = self.policy.rank(
+            contexts, dual_price=np.zeros(len(tokens)), eligible=np.ascontiguousarray(eligible)
+        )
+        self.curve = spend_curve(ranking.reward, ranking.cost_usd, eligible)
+        self.curve_at = position
+
+    @property
+    def clock_ms(self) -> int:
+        """Return the latest time of a record that the state contains."""
+        return self.gate.position.clock_ms
+
+    def low(self) -> Position:
+        """Return where a fold would have to begin if the process ended now."""
+        return self.gate.low(position for _, position in self.parked.values())
+
+    def dump_page(self, page: PageKey) -> bytes:
+        """Return a page with the position up to which it is complete."""
+        kind, key = page
+        if kind == "budget":
+            data = self.budgets.dump_page(int(key))
+        elif kind == "reservation":
+            data = self.reservations.dump_page(int(key))
+        elif kind == "window":
+            data = self.windows.dump_page(str(key))
+        elif kind == "arm":
+            data = msgspec.msgpack.encode(
+                [self.policy.dump(str(key)), self.lengths_of(str(key)).dump()]
+            )
+        else:
+            kept = [self._ring_count, self._ring_features.tobytes(), self._ring_tokens.tobytes()]
+            data = msgspec.msgpack.encode(kept)
+        return msgspec.msgpack.encode([*self.gate.position, data])
+
+    def load_page(self, page: PageKey, value: bytes) -> None:
+        """Put a page back and note its position; budget pages in ascending order."""
+        kind, key = page
+        *position, data = msgspec.msgpack.decode(value)
+        self.gate.contained[page] = Position(*position)
+        if kind == "budget":
+            self.budgets.load_page(int(key), data)
+        elif kind == "reservation":
+            self.reservations.load_page(int(key), data)
+        elif kind == "window":
+            self.windows.load_page(str(key), data)
+        elif kind == "arm":
+            policy, lengths = msgspec.msgpack.decode(data)
+            self.policy.load(str(key), policy)
+            self.lengths_of(str(key)).load(lengths)
+        else:
+            self._ring_count, features, tokens = msgspec.msgpack.decode(data)
+            self._ring_features = np.frombuffer(features, "<f4").reshape(RING, -1).copy()
+            self._ring_tokens = np.frombuffer(tokens, "<i8").reshape(RING, 2).copy()

@@ -1,0 +1,186 @@
+"""One partition with its logs and its tables in memory, for tests of the core."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from policy.catalog import BudgetSpec, Catalog
+from policy.decide import Decided, decide
+from policy.money import Price
+from policy.pages import PageKey, Position
+from policy.recover import Folded, finish, fold_decisions, load, needed
+from policy.settle import Verdict, settle
+from policy.state import Arrival, Incoming, Limits, State
+from policy.terms import Arm, Contexts, Floats, Learning, Ranking, Settings
+
+DIMENSIONS = 3
+
+
+class MeanPolicy:
+    """Ranks by the mean reward and the mean output length of each arm; enough to test the core."""
+
+    name = "mean"
+
+    def __init__(self, settings: Settings) -> None:
+        self.arms: tuple[Arm, ...] = ()
+        self.sums: dict[str, np.ndarray] = {}
+
+    def set_arms(self, arms: tuple[Arm, ...]) -> None:
+        self.arms = arms
+
+    def rank(self, contexts: Contexts, *, dual_price: Floats, eligible: np.ndarray) -> Ranking:
+        shape = (len(contexts), len(self.arms))
+        reward, tokens = np.full(shape, 0.5), np.full(shape, 20.0)
+        for column, arm in enumerate(self.arms):
+            count, total, lengths, length, chosen = self._sums(arm.arm)
+            reward[:, column] = (0.5 + total) / (1 + count) + 1e-6 * chosen
+            tokens[:, column] = (20.0 + length) / (1 + lengths)
+        prices = [(0, 0) if a.price is None else (a.price.input, a.price.output) for a in self.arms]
+        cost = np.array([
+            [(t * p_in + tokens[i, j] * p_out) / 1e12 for j, (p_in, p_out) in enumerate(prices)]
+            for i, t in enumerate(contexts.input_tokens)
+        ]).reshape(shape)  # fmt: skip
+        score = reward - dual_price[:, None] * cost
+        best = np.where(eligible, score, -np.inf).argmax(axis=1) if shape[1] else np.zeros(shape[0])
+        propensity = np.zeros(shape)
+        for row, column in enumerate(best.astype(int)):
+            propensity[row, column] = float(eligible[row].any())
+        return Ranking(reward=reward, cost_usd=cost, score=score, propensity=propensity,
+                       explored=np.zeros(shape[0], np.bool_))  # fmt: skip
+
+    def decided(self, arm: str, features: Floats, *, explored: bool) -> None:
+        self._sums(arm)[4] += 1
+
+    def learn(self, learning: Learning) -> None:
+        sums = self._sums(learning.arm)
+        if learning.reward is not None:
+            sums[:2] += (1, learning.reward * (1 + 1e-3 * learning.age))
+        if learning.output_tokens is not None:
+            sums[2:4] += (1, learning.output_tokens)
+
+    def dump(self, arm: str) -> bytes:
+        return self._sums(arm).tobytes()
+
+    def load(self, arm: str, state: bytes) -> None:
+        self.sums[arm] = np.frombuffer(state).copy()
+
+    def merge(self, arm: str, source: int, state: bytes) -> None:
+        raise NotImplementedError
+
+    def _sums(self, arm: str) -> np.ndarray:
+        return self.sums.setdefault(arm, np.zeros(5))
+
+
+def catalog(*, limit: int = 10_000_000, window: str = "total", paced: bool = True) -> Catalog:
+    """Return two arms, and a root with a team and two keys below it."""
+    result = Catalog(settings=Settings(dimensions=DIMENSIONS, policy="mean"))
+    result = result.with_arm(
+        Arm(arm="small", price=Price(version=1, input=100_000, output=200_000))
+    )
+    result = result.with_arm(
+        Arm(arm="large", price=Price(version=1, input=2_000_000, output=8_000_000))
+    )
+    for budget, share in (("acme", 10), ("acme/team", 8), ("acme/team/a", 5), ("acme/team/b", 5)):
+        result = result.with_budget(BudgetSpec(
+            budget=budget, limit_nanousd=limit * share // 10, window=window, paced=paced
+        ))  # fmt: skip
+    return result
+
+
+def incoming(number: int, *, at_ms: int, offset: int, budget: str = "acme/team/a",
+             max_output_tokens: int = 100, print_: int = 1, **more: object) -> Incoming:  # fmt: skip
+    """Return a request whose features follow from its number."""
+    features = np.array([*np.sin(number * np.arange(1.0, DIMENSIONS + 1)), 1.0], np.float32)
+    return Incoming(
+        offset=offset, id=digest(number), request_print=print_, budget=budget, features=features,
+        input_tokens=50, max_output_tokens=max_output_tokens, at_ms=at_ms, seed=number, **more,
+    )  # fmt: skip
+
+
+def digest(number: int) -> bytes:
+    """Return the digest of the request with this number."""
+    return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
+
+
+@dataclass
+class Machine:
+    """A worker's partition: the logs outlive :meth:`crash`, the state does not."""
+
+    catalog: Catalog
+    limits: Limits = field(default_factory=Limits)
+    decisions: list[Folded] = field(default_factory=list)
+    outcomes: list[Arrival] = field(default_factory=list)
+    tables: dict[PageKey, bytes] = field(default_factory=dict)
+    kept: Position = Position()
+    requests: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = self.new_state()
+
+    def new_state(self) -> State:
+        return State(dimensions=DIMENSIONS, make_policy=MeanPolicy, catalog=self.catalog,
+                     limits=self.limits)  # fmt: skip
+
+    def decide(self, requests: list[Incoming], *, now_ms: int) -> Decided:
+        decided = decide(self.state, requests, now_ms=now_ms)
+        assert decided.first_offset == len(self.decisions)
+        for choice in decided.choices:
+            self.decisions.append(Folded(
+                offset=len(self.decisions), choice=choice, batch=decided.batch,
+                outcomes=decided.outcomes, decided_ms=decided.now_ms,
+                expires_ms=decided.now_ms + self.limits.reservation_ttl_ms,
+            ))  # fmt: skip
+        return decided
+
+    def settle(self, **fields: object) -> Verdict:
+        arrival = Arrival(offset=len(self.outcomes), **fields)  # type: ignore[arg-type]
+        self.outcomes.append(arrival)
+        return settle(self.state, arrival)
+
+    def flush(self, *, only: int | None = None) -> None:
+        """Write the dirty pages; with ``only``, so many of them, as a kill in the middle would."""
+        pages = sorted(self.state.gate.dirty, key=str)
+        for page in pages if only is None else pages[:only]:
+            self.tables[page] = self.state.dump_page(page)
+            if only is None:
+                del self.state.gate.dirty[page]
+        if only is None:
+            self.kept = self.state.low()
+
+    def crash(self) -> None:
+        self.state = self.recovered(self.tables, self.kept)
+
+    def recovered(self, tables: dict[PageKey, bytes], position: Position) -> State:
+        state = self.new_state()
+        load(state, tables, position=position)
+        decisions = self.decisions[position.decisions :]
+        while decisions:
+            first = decisions[0]
+            batch = [
+                f for f in decisions if (f.batch, f.decided_ms) == (first.batch, first.decided_ms)
+            ]
+            self._fold_outcomes(state, first.outcomes)
+            fold_decisions(state, batch)
+            decisions = decisions[len(batch) :]
+        self._fold_outcomes(state, needed(state).outcomes)
+        finish(state)
+        self._fold_outcomes(state, len(self.outcomes))
+        return state
+
+    def _fold_outcomes(self, state: State, end: int) -> None:
+        for arrival in self.outcomes[state.gate.position.outcomes : end]:
+            settle(state, arrival)
+
+    def content(self, state: State | None = None) -> dict[PageKey, object]:
+        """Return every page of a state without its position; budgets wherever they are placed."""
+        state = state or self.state
+        pages: list[PageKey] = [("ring", "")] if state._ring_count else []
+        pages += [("reservation", n) for n in sorted(state.reservations._rows)]
+        pages += [("window", f"{arm} {segment}") for arm, segment in state.windows.keys()]
+        pages += [("arm", arm.arm) for arm in self.catalog.arms]
+        dumped = {page: msgspec.msgpack.decode(state.dump_page(page))[2] for page in pages}
+        return {**dumped, ("budget", "all"): state.budgets.content()}
