@@ -192,6 +192,8 @@ class NeighbourPolicy(MeansPolicy):
     other partitions learned enters through the means only; points stay where they were seen.
     """
 
+    OPTIONS = MeansPolicy.OPTIONS | {"neighbours", "sharpness", "shrink", "history"}
+
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._count = int(self._option("neighbours", 5))

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from policy.baselines.batch_split import BatchSplit
+from policy.baselines.cheapest import Cheapest
+from policy.baselines.fixed import Fixed
+from policy.baselines.greedy import Greedy
+from policy.baselines.knn_cost import KnnCost
+from policy.baselines.knn_performance import KnnPerformance
+from policy.baselines.mix import Mix
+from policy.baselines.round_robin import RoundRobin
+from policy.baselines.threshold import Threshold
+from policy.baselines.uniform import Uniform
 from policy.pareto import Pareto
+from policy.port import Port
 from policy.terms import Policy, PolicyError, Settings
 
 POLICIES: dict[str, Callable[[Settings], Policy]] = {
     "pareto": Pareto,
+    "port": Port,
+    "batch-split": BatchSplit,
+    "cheapest": Cheapest,
+    "fixed": Fixed,
+    "greedy": Greedy,
+    "knn-cost": KnnCost,
+    "knn-performance": KnnPerformance,
+    "mix": Mix,
+    "round-robin": RoundRobin,
+    "threshold": Threshold,
+    "random": Uniform,
 }
 
 

@@ -36,6 +36,10 @@ def settings(**options):
     return Settings(dimensions=3, options=options)
 
 
+def ceiling_of(policy_type):
+    return settings(**({"ceiling": 4e-4} if "ceiling" in policy_type.OPTIONS else {}))
+
+
 def contexts(count, *, seed=0):
     rng = np.random.default_rng(seed)
     features = np.hstack([rng.normal(size=(count, 3)).round(2), np.ones((count, 1))])
@@ -91,7 +95,7 @@ def policy_type(request):
 
 
 def test_rank_is_pure_and_its_probabilities_sum_to_one(policy_type):
-    policy = taught(policy_type(settings(ceiling=4e-4)))
+    policy = taught(policy_type(ceiling_of(policy_type)))
     batch = contexts(40, seed=7)
     eligible = np.random.default_rng(3).random((40, 3)) < 0.7
     before = [policy.dump(arm.arm) for arm in ARMS]
@@ -109,8 +113,8 @@ def test_rank_is_pure_and_its_probabilities_sum_to_one(policy_type):
 
 
 def test_a_restored_policy_ranks_alike(policy_type):
-    policy = taught(policy_type(settings(ceiling=4e-4)))
-    copy = policy_type(settings(ceiling=4e-4))
+    policy = taught(policy_type(ceiling_of(policy_type)))
+    copy = policy_type(ceiling_of(policy_type))
     copy.set_arms(ARMS)
     for arm in ARMS:
         copy.load(arm.arm, policy.dump(arm.arm))
@@ -119,6 +123,12 @@ def test_a_restored_policy_ranks_alike(policy_type):
     assert [copy.dump(a.arm) for a in ARMS] == [policy.dump(a.arm) for a in ARMS]
     with pytest.raises(ValueError):
         copy.load("small", b"1234")
+
+
+@pytest.mark.parametrize("options", [{"celing": 1.0}, {"share": 2.0}, {"ceiling": float("nan")}])
+def test_unknown_and_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Mix(settings(**options))
 
 
 def test_an_empty_batch_and_an_untaught_policy(policy_type):

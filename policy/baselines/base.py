@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,13 +36,24 @@ def units(price: Price, cost_nanousd: float) -> float:
 class MeansPolicy(ABC):
     """A policy over the mean reward, output length and cost of every arm.
 
-    The constructor takes the worker's settings; options are named by each policy. ``rank`` is
-    left to the policies.
+    ``rank`` is left to the policies.
+
+    Raises
+    ------
+    ValueError
+        If the settings name an option that the policy does not have, or one out of its range.
     """
 
     name: str
+    OPTIONS: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options; ``budget.*`` stands for one of each arm."""
 
     def __init__(self, settings: Settings) -> None:
+        for option in settings.options:
+            stem, dot, _ = option.partition(".")
+            if (f"{stem}.*" if dot else option) not in self.OPTIONS:
+                known = ", ".join(sorted(self.OPTIONS)) or "none"
+                raise ValueError(f"{self.name} has no option {option!r}; there are {known}")
         self._settings = settings
         self._arms: tuple[Arm, ...] = ()
         self._own: dict[str, Floats] = {}
@@ -161,7 +173,10 @@ class MeansPolicy(ABC):
 
     def _option(self, name: str, default: float) -> float:
         """Return a numeric option; a policy checks its own range."""
-        return float(self._settings.options.get(name, default))
+        value = float(self._settings.options.get(name, default))
+        if name in self._settings.options and not np.isfinite(value):
+            raise ValueError(f"option {name} must be finite, got {value}")
+        return value
 
 
 def _sums(state: bytes) -> Floats:

@@ -18,6 +18,7 @@ class BatchSplit(NeighbourPolicy):
     """
 
     name = "batch-split"
+    OPTIONS = NeighbourPolicy.OPTIONS | {"ceiling"}
 
     def rank(self, contexts: Contexts, *, dual_price: Floats, eligible: Bools) -> Ranking:
         """Rank the arm of the program's solution first, then by priced reward."""

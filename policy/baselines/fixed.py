@@ -16,6 +16,7 @@ class Fixed(MeansPolicy):
     """
 
     name = "fixed"
+    OPTIONS = MeansPolicy.OPTIONS | {"arm", "ceiling"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

@@ -10,6 +10,7 @@ class Greedy(MeansPolicy):
     """Takes the best mean reward less the priced dollars; a share ``epsilon`` at random."""
 
     name = "greedy"
+    OPTIONS = MeansPolicy.OPTIONS | {"epsilon"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

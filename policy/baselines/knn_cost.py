@@ -17,6 +17,7 @@ class KnnCost(NeighbourPolicy):
     """
 
     name = "knn-cost"
+    OPTIONS = NeighbourPolicy.OPTIONS | {"budget.*"}
 
     def rank(self, contexts: Contexts, *, dual_price: Floats, eligible: Bools) -> Ranking:
         """Rank by what is left; within a batch each request counts those before it."""

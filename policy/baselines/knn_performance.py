@@ -14,6 +14,7 @@ class KnnPerformance(NeighbourPolicy):
     """
 
     name = "knn-performance"
+    OPTIONS = NeighbourPolicy.OPTIONS | {"epsilon"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

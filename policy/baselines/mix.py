@@ -19,6 +19,7 @@ class Mix(MeansPolicy):
     """
 
     name = "mix"
+    OPTIONS = MeansPolicy.OPTIONS | {"strong", "weak", "share", "ceiling"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

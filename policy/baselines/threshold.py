@@ -24,6 +24,7 @@ class Threshold(NeighbourPolicy):
     """
 
     name = "threshold"
+    OPTIONS = NeighbourPolicy.OPTIONS | {"strong", "weak", "share", "epsilon", "sample"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
