@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -105,18 +106,23 @@ class CountingApp(BatchApp):
             first=batch.first_offset,
             next=batch.next_offset,
             records=len(batch),
-            queued=self.consumer.queued_batches(TP(batch.topic, batch.partition)),
             headers=len(batch[0].headers),
         )
         await asyncio.sleep(args.work)
         for record in batch:
-            if record.value == b"poison" and not Path(args.antidote).exists():
+            poison = record.value == b"poison"
+            if poison and not Path(args.antidote).exists():
                 raise ValueError("poison")
             if record.offset >= state["next"]:
                 state["next"] = record.offset + 1
                 state["count"] += 1
-                state["sum"] += int(record.value)
-        self.journal.write("counted", partition=batch.partition, next=batch.next_offset)
+                state["sum"] += 0 if poison else int(record.value)
+        self.journal.write(
+            "counted",
+            partition=batch.partition,
+            next=batch.next_offset,
+            queued=self.consumer.queued_batches(TP(batch.topic, batch.partition)),
+        )
 
 
 def build(args: argparse.Namespace) -> CountingApp:
@@ -136,6 +142,7 @@ def build(args: argparse.Namespace) -> CountingApp:
 
 
 async def main(args: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     app = build(args)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.request_stop)
     await app.run()

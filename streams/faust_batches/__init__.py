@@ -1,4 +1,4 @@
-'''Faust agents on whole record batches, with offsets that are committed for a reason.
+"""Faust agents on whole record batches, with offsets that are committed for a reason.
 
 How to use it, all of it::
 
@@ -11,17 +11,17 @@ How to use it, all of it::
         async for batch in batches:       # RecordBatch: a tuple of aiokafka ConsumerRecord
             ...                           # .topic .partition .first_offset .next_offset
 
-    app.on_assigned = worker.on_assigned            # async (frozenset[TP]) -> Mapping[TP, int] | None
-    app.before_commit = worker.before_commit        # async (frozenset[TP]) -> None
-    app.on_revoked = worker.on_revoked              # async (frozenset[TP]) -> None
-    app.commit_positions = worker.commit_positions  # (TP) -> int | None
+    app.on_assigned = worker.on_assigned          # async (frozenset[TP]) -> {TP: offset} | None
+    app.before_commit = worker.before_commit      # async (frozenset[TP]) -> None
+    app.on_revoked = worker.on_revoked            # async (frozenset[TP]) -> None
+    app.commit_positions = worker.positions       # (TP) -> int | None
 
-    @app.timer(interval=1.0)                        # Faust's own timers and tasks work as usual
+    @app.timer(interval=1.0)                      # Faust's own timers and tasks work as usual
     async def flush(): ...
 
     async def main():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.request_stop)
-        await app.run()                             # returns after request_stop; raises on a crash
+        await app.run()                           # returns after request_stop
     asyncio.run(main())
 
 The life of a partition, in this order
@@ -45,7 +45,8 @@ The life of a partition, in this order
 
 Errors
     ``app.fatal(exc)`` logs and ends the process at once with code :data:`EXIT_CODE` (70): nothing
-    is acknowledged. An exception that leaves the body of a ``batch_agent`` does that;
+    is acknowledged. A crash of any service, timer or task of the app ends in it too. An exception
+    that leaves the body of a ``batch_agent`` does that;
     ``app.exit_on_error(body)`` does it for any other agent. Errors are subclasses of
     :class:`TransportError`.
 
@@ -58,7 +59,7 @@ Tables
 Topics of ``app.topic`` (not ``batch_topic``) are delivered record by record, with Faust's acks.
 The package relies on private parts of Faust and aiokafka and refuses to be imported with other
 versions than :data:`PINNED`.
-'''
+"""
 
 from streams.faust_batches.versions import PINNED  # isort: skip  # before Faust is touched
 from streams.faust_batches.app import BASELINE, EXIT_CODE, BatchApp

@@ -9,16 +9,19 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import faust
 from faust.sensors.base import Sensor
 from faust.types import TP
 
-from streams.faust_batches.recovery import BatchRecovery, BatchTableManager
+from streams.faust_batches.consumer import BatchConsumer
+from streams.faust_batches.recovery import BatchTableManager
 from streams.faust_batches.schema import BatchSchema, RecordBatch
 from streams.faust_batches.table import CheckpointTable
 from streams.faust_batches.transport import BatchTransport
+
+logger = logging.getLogger(__name__)
 
 EXIT_CODE = 70
 """``EX_SOFTWARE``: going on would lose something; start the process again."""
@@ -53,7 +56,7 @@ BASELINE: dict[str, Any] = {
 }
 
 
-class BatchApp(faust.App):  # type: ignore[misc]
+class BatchApp(faust.App):
     """A Faust app whose agents get record batches; see the package for the whole contract.
 
     Parameters
@@ -83,6 +86,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
     ) -> None:
         self.batch_topics: set[str] = set()
         self._stop_requested = asyncio.Event()
+        self._releasing = asyncio.Lock()
         self.queued_batches_max = queued_batches_max
         self.release_timeout_s = release_timeout_s
         self.commit_positions: Callable[[TP], int | None] = self._finished_position
@@ -125,9 +129,9 @@ class BatchApp(faust.App):  # type: ignore[misc]
         async def guarded(stream: Any) -> None:
             try:
                 await body(stream)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
                 raise
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001
                 self.fatal(exc)
 
         return guarded
@@ -141,14 +145,14 @@ class BatchApp(faust.App):  # type: ignore[misc]
     # -- running
 
     async def run(self) -> None:
-        """Start, and work until :meth:`request_stop` or a crash, which is raised."""
+        """Start, and work until :meth:`request_stop`; a crash of any part is fatal."""
         await self.start()
         try:
-            await self.wait(self._stop_requested)
+            await self.wait(self._stop_requested.wait())
         finally:
+            if self.crash_reason is not None:
+                self.fatal(self.crash_reason)
             await self.stop()
-        if self.crash_reason is not None:
-            raise self.crash_reason
 
     def request_stop(self) -> None:
         """Let :meth:`run` release all partitions and return; for a signal handler."""
@@ -156,7 +160,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     def fatal(self, exc: BaseException) -> NoReturn:
         """Log the exception and end the process at once, with nothing acknowledged."""
-        self.log.critical("Ending the process: %r", exc, exc_info=exc)
+        logger.critical("Ending the process: %r", exc, exc_info=exc)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -168,28 +172,38 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     async def release_partitions(self) -> None:
         """Finish batches, flush, commit and give up all partitions; a repeat does nothing."""
-        consumer = self.consumer
-        await self.tables.recovery.abandon()
-        try:
-            await consumer.wait_idle(self.release_timeout_s)
-            owned = consumer.owned
-            if owned:
-                # If the group has gone on without us, flushing would overwrite the values
-                # of the partitions' new owner.
-                if await consumer.confirm_membership():
-                    await self.before_commit(owned)
-                    await consumer.commit()
-                else:
-                    self.log.warning("Lost %s partitions unflushed", len(owned))
-                await self.on_revoked(owned)
-        except Exception as exc:
-            self.fatal(exc)
-        consumer.own(frozenset())
-        for table in self.tables.values():
-            if isinstance(table, CheckpointTable):
-                table.close_partitions()
+        if self.crash_reason is not None:
+            self.fatal(self.crash_reason)
+        async with self._releasing:
+            await cast("BatchTableManager", self.tables).recovery.abandon()
+            try:
+                await self.consumer.wait_idle(self.release_timeout_s)
+                await self._give_up(self.consumer.owned)
+            except Exception as exc:  # noqa: BLE001
+                self.fatal(exc)
+            self.consumer.own(frozenset())
+            for table in self.tables.values():
+                if isinstance(table, CheckpointTable):
+                    table.close_partitions()
+
+    async def _give_up(self, owned: Partitions) -> None:
+        if not owned:
+            return
+        # If the group has gone on without us, flushing would overwrite the values of the
+        # partitions' new owner.
+        if await self.consumer.confirm_membership():
+            await self.before_commit(owned)
+            await self.consumer.commit()
+        else:
+            logger.warning("Lost %s partitions unflushed", len(owned))
+        await self.on_revoked(owned)
 
     # -- what Faust calls
+
+    @property  # type: ignore[misc]
+    def consumer(self) -> BatchConsumer:  # type: ignore[override]
+        """Return the consumer."""
+        return cast("BatchConsumer", super().consumer)
 
     def _finished_position(self, tp: TP) -> int | None:
         return self.consumer.finished_position(tp)
@@ -199,6 +213,9 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     def _new_producer_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_producer, self)
+
+    def _on_rebalance_when_stopped(self) -> None:
+        """Nothing: the partitions are being released, which needs the connection."""
 
     def _create_directories(self) -> None:
         """Nothing: the memory store keeps no files."""
@@ -223,6 +240,3 @@ class _BatchSensor(Sensor):
 
 async def _nothing(partitions: Partitions) -> None:
     """Do nothing; the hook that was not set."""
-
-
-__all__ = ["BASELINE", "EXIT_CODE", "BatchApp", "BatchRecovery"]

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from faust.transport.consumer import ensure_TP, ensure_TPset
 from faust.transport.drivers.aiokafka import Consumer
@@ -127,7 +127,7 @@ class BatchConsumer(Consumer):
             last.timestamp_type,
             [],
             None,
-            batch,
+            cast("bytes", batch),  # Any value will do for Faust, but its annotation.
             None,
             0,
             0,
@@ -156,7 +156,7 @@ class BatchConsumer(Consumer):
         message = event.message
         if message.generation_id == self.app.consumer_generation_id:
             self._queued[message.tp].discard(message.offset)
-            self._done[message.tp] = event.value.next_offset
+            self._done[message.tp] = cast("RecordBatch", event.value).next_offset
             self._publish_wanted()
 
     async def wait_idle(self, timeout: float) -> None:
@@ -184,9 +184,7 @@ class BatchConsumer(Consumer):
             self._read_offset[tp] = offset or None
             self._committed_offset[tp] = offset or None
 
-    async def read_changelogs(
-        self, partitions: frozenset[TP]
-    ) -> tuple[Records, Mapping[TP, int]]:
+    async def read_changelogs(self, partitions: frozenset[TP]) -> tuple[Records, Mapping[TP, int]]:
         """Return some records of these changelog partitions, and the positions after them."""
         return await self._thread.read(partitions)
 
@@ -205,7 +203,9 @@ class BatchConsumer(Consumer):
         if self.app.client_only:
             return False
         async with self._commit_lock:
-            return await self.force_commit(topics, start_new_transaction=start_new_transaction)
+            return bool(
+                await self.force_commit(topics, start_new_transaction=start_new_transaction)
+            )
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         batch_topics = self.app.batch_topics
@@ -272,6 +272,8 @@ class BatchConsumer(Consumer):
         """Let the app finish, flush and commit, and only then forget the partitions."""
         tps = ensure_TPset(revoked)
         await self._on_partitions_revoked(tps)
+        if self.app.should_stop:
+            await self.app.release_partitions()
         if self._active_partitions is not None:
             self._active_partitions.difference_update(tps)
         self._paused_partitions.difference_update(tps)
@@ -282,7 +284,7 @@ class BatchConsumer(Consumer):
         self.owned = frozenset()
         for tp in partitions:
             for book in (self._gap, self._acked, self._acked_index, self._queued, self._done):
-                book.pop(tp, None)  # type: ignore[attr-defined]
+                book.pop(tp, None)
             self._read_offset.pop(tp, None)
             self._committed_offset.pop(tp, None)
         self._publish_wanted()

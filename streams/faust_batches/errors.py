@@ -8,7 +8,7 @@ class TransportError(Exception):
 
 
 class UnsupportedVersionError(TransportError, ImportError):
-    """This package reaches into private parts of a library of which another version is installed."""
+    """A library is installed in another version than the one whose private parts are used."""
 
     def __init__(self, library: str, installed: str, needed: str) -> None:
         super().__init__(f"{library} {installed} is installed, but only {needed} is supported")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiokafka.errors import IllegalStateError
 from faust.tables.manager import TableManager
@@ -22,6 +23,8 @@ from streams.faust_batches.table import CheckpointTable
 
 if TYPE_CHECKING:
     from streams.faust_batches.app import BatchApp
+
+logger = logging.getLogger(__name__)
 
 STALLED_S = 60.0
 
@@ -60,11 +63,14 @@ class BatchRecovery(Recovery):
             self.signal_recovery_start.clear()
             task = self._taking_over = asyncio.ensure_future(self._take_over())
             await asyncio.wait([task])
-            if not task.cancelled() and (exc := task.exception()) is not None:
-                if isinstance(exc, IllegalStateError):
-                    self.log.info("Assignment changed while taking partitions over: %s", exc)
-                else:
-                    self.app.fatal(exc)
+            if task.cancelled():
+                continue
+            if (exc := task.exception()) is None:
+                await self._on_taken_over()
+            elif isinstance(exc, IllegalStateError):
+                logger.info("Assignment changed while taking partitions over: %s", exc)
+            else:
+                self.app.fatal(exc)
 
     @Service.task
     async def _slurp_changelogs(self) -> None:
@@ -98,17 +104,21 @@ class BatchRecovery(Recovery):
             await consumer.seek_wait(await app.on_assigned(streams) or {})
         if app.consumer_generation_id != generation:
             return  # The next assignment begins anew.
+        # From here on nothing waits, so that a rebalance finds either all of it or nothing.
         consumer.own(streams)
         self.completed.set()
         app.flow_control.resume()
         consumer.resume_partitions(streams)
         consumer.resume_flow()
-        await app._fetcher.maybe_start()
+        logger.info("Owning %s partitions in generation %s", len(streams), generation)
+
+    async def _on_taken_over(self) -> None:
+        app = self.app
+        await cast("Service", app._fetcher).maybe_start()
         self.tables.on_actives_ready()
         self.tables.on_standbys_ready()
         app.on_rebalance_end()
         await app.on_rebalance_complete.send()
-        self.log.info("Owning %s partitions in generation %s", len(streams), generation)
 
     def _check_changelogs(self, streams: frozenset[TP], changelogs: set[TP]) -> None:
         consumer = self.app.consumer
@@ -118,7 +128,8 @@ class BatchRecovery(Recovery):
             count = consumer.topic_partitions(topic)
             if count is not None and table.partitions and count != table.partitions:
                 raise PartitionCountError(topic, count, table.partitions)
-            needed = {TP(topic, tp.partition) for tp in streams if tp.topic in self.app.batch_topics}
+            sources = (tp for tp in streams if tp.topic in self.app.batch_topics)
+            needed = {TP(topic, tp.partition) for tp in sources}
             missing += [f"{tp.topic}/{tp.partition}" for tp in sorted(needed - changelogs)]
         if missing:
             raise ChangelogMissingError(missing)
@@ -150,7 +161,7 @@ class BatchRecovery(Recovery):
             elif missing and monotonic() - read_at > STALLED_S:
                 raise RestoreStalledError([f"{t}/{p}" for t, p in missing], STALLED_S)
         self.restored_records, self.restored_s = count, monotonic() - begun
-        self.log.info(
+        logger.info(
             "Restored %s changelog records of %s partitions in %.2f s",
             count,
             len(partitions),
@@ -176,4 +187,4 @@ class BatchTableManager(TableManager):
         """Return the service that takes partitions over."""
         if self._recovery is None:
             self._recovery = BatchRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
-        return self._recovery
+        return cast("BatchRecovery", self._recovery)

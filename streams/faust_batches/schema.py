@@ -42,7 +42,7 @@ class RecordBatch(tuple):  # type: ignore[type-arg]
         return batch
 
 
-class BatchSchema(faust.Schema):  # type: ignore[misc]
+class BatchSchema(faust.Schema[Any, Any]):
     """Hands every value over undecoded, because decoding belongs to the agent."""
 
     def compile(self, app: Any, **_options: Any) -> Any:

@@ -24,7 +24,7 @@ CHANGELOG_CONFIG = {
 }
 
 
-class CheckpointTable(faust.Table):  # type: ignore[misc]
+class CheckpointTable(faust.Table[bytes, bytes]):
     """Values by partition and key, restored before the partition's first record is delivered.
 
     Nothing is framed: the changelog's partition is the partition, its keys are the keys.
