@@ -158,7 +158,7 @@ class Case:
         return postings
 
 
-_ACCOUNTS = {
+ACCOUNTS = {
     "reserve": ("reserved", "available"),
     "settle": ("spent", "reserved"),
     "release": ("available", "reserved"),
@@ -169,7 +169,7 @@ _ACCOUNTS = {
 
 
 def _posting(kind: str, amount_nanousd: int, decision: Booked, usage: Reported | None) -> Posting:
-    debit, credit = _ACCOUNTS[kind]
+    debit, credit = ACCOUNTS[kind]
     debit, credit = f"{debit}:{decision.budget}", f"{credit}:{decision.budget}"
     if usage is not None:
         return Posting(kind, debit, credit, amount_nanousd, usage.at_ms, "outcome", usage.offset)

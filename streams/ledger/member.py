@@ -54,15 +54,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._retry_at = self._commit_at = 0.0
         self._backoff_s = 0.0
 
-    async def join(self) -> None:
-        """Subscribe, once it is clear that both topics exist and are partitioned alike."""
-        await self._consumer.topics()
-        counts = [len(self._consumer.partitions_for_topic(t) or ()) for t in self._topics]
-        if 0 in counts or len(set(counts)) != 1:
-            raise LedgerTopicsError(
-                f"{self._topics[0]} has {counts[0]} partitions and {self._topics[1]} {counts[1]}; "
-                "both must exist, with equal counts: run `tollway topics`"
-            )
+    def join(self) -> None:
+        """Subscribe."""
         self._consumer.subscribe(list(self._topics), listener=self)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:

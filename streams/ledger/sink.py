@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from streams.ledger import migrate
 from streams.ledger.catalog import follow_catalog
 from streams.ledger.database import connect_sink
+from streams.ledger.errors import LedgerTopicsError
 from streams.ledger.member import STOP_S, Sink
 from streams.ledger.unit import Counts
 from streams.ledger.writer import Connection, LedgerWriter
@@ -50,6 +52,7 @@ async def run_sink(
         At the end, if a partition stood still because records are gone from its topics.
     """
     await asyncio.to_thread(migrate.require_head, database_url)
+    await _check_topics(kafka, decisions, outcomes)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka,
         group_id=group,
@@ -69,7 +72,7 @@ async def run_sink(
     stopped = asyncio.create_task(stop.wait())
     try:
         await consumer.start()
-        await sink.join()
+        sink.join()
         if catalog is not None:
             follower = asyncio.create_task(follow_catalog(kafka, database_url, catalog))
         while not stop.is_set():
@@ -88,6 +91,21 @@ async def run_sink(
     if sink.halted:
         raise next(iter(sink.halted.values()))
     return writer.counts
+
+
+async def _check_topics(kafka: str, decisions: str, outcomes: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        found = await admin.describe_topics([decisions, outcomes])
+    finally:
+        await admin.close()
+    counts = {topic["topic"]: len(topic["partitions"]) for topic in found}
+    if 0 in counts.values() or len(set(counts.values())) != 1:
+        raise LedgerTopicsError(
+            f"partitions are {counts}: both topics must exist, with equal counts; "
+            "run `tollway topics`"
+        )
 
 
 async def _either(step: asyncio.Task[None], stopped: asyncio.Task[Literal[True]]) -> None:

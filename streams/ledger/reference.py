@@ -1,0 +1,132 @@
+"""What the ledger must hold, folded once more from the records, in the plainest way.
+
+It shares the decoders with the sink but none of its bookkeeping, so that a fault there shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from policy.acceptance import PARK_MS
+from streams.records import Decision, Outcome
+
+
+class SeenDecision(NamedTuple):
+    """A readable decision at its place; ``value`` are its bytes."""
+
+    offset: int
+    value: bytes
+    decision: Decision
+
+
+class SeenOutcome(NamedTuple):
+    """A readable outcome at its place; ``clock_ms`` is the largest timestamp up to there."""
+
+    offset: int
+    at_ms: int
+    clock_ms: int
+    outcome: Outcome
+
+
+@dataclass(slots=True, kw_only=True)
+class Books:
+    """The bookings of one partition: amounts by request and kind, and what has no effect."""
+
+    amounts: dict[str, dict[str, int]] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    decision_copies: int = 0
+    outcome_copies: int = 0
+    conflicts: set[tuple[str, int, str]] = field(default_factory=set)
+
+
+def expected_books(
+    decisions: Iterable[SeenDecision], outcomes: Iterable[SeenOutcome], *, swept_ms: int
+) -> Books:
+    """Return what must be booked of one partition's records, both in the order of their offsets.
+
+    ``swept_ms`` is how far the ledger says that it has booked expiry.
+    """
+    books = Books()
+    effective: dict[str, SeenDecision] = {}
+    for seen in decisions:
+        first = effective.setdefault(seen.decision.request_id, seen)
+        if first is seen:
+            continue
+        if first.value == seen.value:
+            books.decision_copies += 1
+        else:
+            books.conflicts.add(("decision", seen.offset, "decision"))
+    reports: dict[str, list[SeenOutcome]] = {}
+    for report in outcomes:
+        reports.setdefault(report.outcome.request_id, []).append(report)
+    for request_id, seen in effective.items():
+        books.offsets[request_id] = seen.offset
+        usage = _first_usage(books, seen.decision, reports.get(request_id, []))
+        if seen.decision.arm is not None:
+            books.amounts[request_id] = _amounts(seen.decision, usage, swept_ms)
+    return books
+
+
+def _first_usage(
+    books: Books, decision: Decision, reports: list[SeenOutcome]
+) -> SeenOutcome | None:
+    first_usage: SeenOutcome | None = None
+    first_reward: float | None = None
+    for report in reports:
+        outcome = report.outcome
+        has_usage = outcome.usage is not None or outcome.cost_nanousd is not None
+        counts = (
+            decision.arm is not None
+            and outcome.decision_id in (None, decision.decision_id)
+            and decision.decided_ms <= report.at_ms + PARK_MS
+        )
+        if has_usage:
+            if counts and first_usage is None:
+                first_usage = report
+            elif counts and first_usage is not None and _same(first_usage.outcome, outcome):
+                books.outcome_copies += 1
+            else:
+                books.conflicts.add(("outcome", report.offset, "usage"))
+        if outcome.reward is not None:
+            if counts and first_reward is None:
+                first_reward = outcome.reward
+            elif counts and first_reward == outcome.reward:
+                books.outcome_copies += 1
+            else:
+                books.conflicts.add(("outcome", report.offset, "reward"))
+    return first_usage
+
+
+def _same(one: Outcome, other: Outcome) -> bool:
+    return one.usage == other.usage and one.cost_nanousd == other.cost_nanousd
+
+
+def _amounts(decision: Decision, usage: SeenOutcome | None, swept_ms: int) -> dict[str, int]:
+    reserved = decision.reserved_nanousd
+    amounts = {"reserve": reserved}
+    if usage is None:
+        if swept_ms > decision.expires_ms:
+            amounts["expire"] = reserved
+        return amounts
+    if usage.clock_ms > decision.expires_ms:
+        amounts["expire"] = amounts["adjust"] = reserved
+    cost = _cost_nanousd(decision, usage.outcome)
+    amounts["settle"] = min(cost, reserved)
+    if cost < reserved:
+        amounts["release"] = reserved - cost
+    if cost > reserved:
+        amounts["overrun"] = cost - reserved
+    return amounts
+
+
+def _cost_nanousd(decision: Decision, outcome: Outcome) -> int:
+    if outcome.cost_nanousd is not None:
+        return outcome.cost_nanousd
+    assert outcome.usage is not None and decision.price is not None
+    tokens, price = outcome.usage, decision.price
+    cached_price = price.input if price.cached is None else price.cached
+    thousandths = (tokens.prompt_tokens - tokens.cached_tokens) * price.input
+    thousandths += tokens.cached_tokens * cached_price + tokens.completion_tokens * price.output
+    return (thousandths + 999) // 1_000

@@ -1,0 +1,293 @@
+"""Proves the ledger against the topics: every record read again, folded, and compared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psycopg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from streams.ledger.database import connection_string
+from streams.ledger.fold import ACCOUNTS
+from streams.ledger.reading import read_decision, read_outcome
+from streams.ledger.reference import Books, SeenDecision, SeenOutcome, expected_books
+from streams.records import BadRecordError
+from streams.topics import DECISIONS, OUTCOMES
+
+FINDINGS_MAX = 50
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What was compared, and what was found: the first findings in words, and their number."""
+
+    partitions: int = 0
+    decisions: int = 0
+    outcomes: int = 0
+    requests: int = 0
+    transfers: int = 0
+    spent_nanousd: int = 0
+    overrun_nanousd: int = 0
+    beyond_retention: int = 0
+    mismatches: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the ledger holds exactly what the topics say."""
+        return self.mismatches == 0
+
+    def find(self, finding: str) -> None:
+        """Note a mismatch."""
+        self.mismatches += 1
+        if len(self.findings) < FINDINGS_MAX:
+            self.findings.append(finding)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON takes it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """One partition of a topic up to the ledger's cursor."""
+
+    start: int
+    records: int = 0
+    dead: set[int] = field(default_factory=set)
+    clock_ms: int = 0
+
+
+async def verify(
+    kafka: str, database_url: str, *, decisions: str = DECISIONS, outcomes: str = OUTCOMES
+) -> Report:
+    """Read both topics up to the ledger's cursors and compare what follows with what is booked.
+
+    The sink may go on meanwhile: the ledger is read as it stands at the start. Requests whose
+    records retention has deleted in part are counted and left out.
+    """
+    report = Report()
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        with _snapshot(database_url) as database:
+            for partition in _partitions(database, decisions, outcomes):
+                check = _Partition(report, database, (decisions, outcomes), partition)
+                await check.read(consumer)
+                await asyncio.to_thread(check.compare)
+    finally:
+        await consumer.stop()
+    return report
+
+
+@contextmanager
+def _snapshot(database_url: str) -> Iterator[psycopg.Cursor[Any]]:
+    with psycopg.connect(connection_string(database_url)) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        with connection.cursor() as cursor:
+            yield cursor
+
+
+def _partitions(database: psycopg.Cursor[Any], decisions: str, outcomes: str) -> list[int]:
+    database.execute(
+        "SELECT DISTINCT partition FROM cursors WHERE topic = ANY(%s) ORDER BY 1",
+        [[decisions, outcomes]],
+    )
+    return [partition for (partition,) in database.fetchall()]
+
+
+class _Partition:
+    """The comparison of one partition."""
+
+    def __init__(
+        self,
+        report: Report,
+        database: psycopg.Cursor[Any],
+        topics: tuple[str, str],
+        partition: int,
+    ) -> None:
+        self._report = report
+        self._database = database
+        self._topics = dict(zip(("decision", "outcome"), topics, strict=True))
+        self._partition = partition
+        self._logs: dict[str, Log] = {}
+        self._decisions: list[SeenDecision] = []
+        self._outcomes: list[SeenOutcome] = []
+        self._cursors = {
+            topic: row
+            for topic, *row in self._rows(
+                "SELECT topic, next_offset, clock_ms, swept_ms, next_line, duplicates, holes "
+                "FROM cursors WHERE partition = %s"
+            )
+        }
+
+    async def read(self, consumer: AIOKafkaConsumer) -> None:
+        """Read both topics up to the cursors."""
+        for kind, topic in self._topics.items():
+            end = self._cursors[topic][0]
+            place = TopicPartition(topic, self._partition)
+            consumer.assign([place])
+            start = (await consumer.beginning_offsets([place]))[place]
+            log = self._logs[kind] = Log(start=start)
+            available = (await consumer.end_offsets([place]))[place]
+            if available < end:
+                self._find(f"{topic} ends at {available}, the ledger is at {end}")
+            end = min(end, available)
+            consumer.seek(place, start)
+            while start < end and await consumer.position(place) < end:
+                for message in (await consumer.getmany(timeout_ms=500)).get(place, []):
+                    if message.offset < end:
+                        self._see(kind, log, message)
+
+    def _see(self, kind: str, log: Log, message: Any) -> None:
+        log.records += 1
+        log.clock_ms = max(log.clock_ms, message.timestamp)
+        offset, value = message.offset, message.value
+        try:
+            if kind == "decision":
+                self._decisions.append(SeenDecision(offset, value, read_decision(value)[0]))
+            else:
+                outcome = read_outcome(value)
+                self._outcomes.append(SeenOutcome(offset, message.timestamp, log.clock_ms, outcome))
+        except BadRecordError:
+            log.dead.add(offset)
+
+    def compare(self) -> None:
+        """Compare the records' consequences with the rows."""
+        self._leave_out_refused()
+        next_line, swept_ms = self._cursors[self._topics["decision"]][3], self._swept_ms()
+        books = expected_books(self._decisions, self._outcomes, swept_ms=swept_ms)
+        self._report.partitions += 1
+        self._report.decisions += len(self._decisions)
+        self._report.outcomes += len(self._outcomes)
+        self._report.requests += len(books.offsets)
+        self._compare_bookings(books, next_line)
+        if all(log.start == 0 for log in self._logs.values()):
+            self._compare_copies(books)
+            self._compare_offsets()
+
+    def _swept_ms(self) -> int:
+        _, clock_ms, swept_ms, *_ = self._cursors[self._topics["outcome"]]
+        log = self._logs["outcome"]
+        if log.start == 0 and clock_ms != log.clock_ms:
+            self._find(f"the clock is {clock_ms}, the records say {log.clock_ms}")
+        return int(swept_ms)
+
+    def _leave_out_refused(self) -> None:
+        """Take what the database refused to hold as unreadable, as the sink did."""
+        for kind, topic in self._topics.items():
+            rows = self._rows(
+                "SELECT record_offset, reason FROM dead_letters WHERE partition = %s "
+                "AND topic = %s",
+                topic,
+            )
+            refused = {offset for offset, reason in rows if reason == "refused"}
+            self._logs[kind].dead |= refused
+            dead = {offset for offset, _ in rows if offset >= self._logs[kind].start}
+            for offset in dead ^ self._logs[kind].dead:
+                self._find(f"{topic} offset {offset}: a dead letter on one side only")
+            if kind == "decision":
+                self._decisions = [d for d in self._decisions if d.offset not in refused]
+            else:
+                self._outcomes = [o for o in self._outcomes if o.offset not in refused]
+
+    def _compare_bookings(self, books: Books, next_line: int) -> None:
+        booked = self._booked(next_line)
+        effective = dict(
+            self._rows(
+                "SELECT request_id, decision_offset FROM decisions WHERE partition = %s "
+                "AND decision_offset >= %s",
+                self._logs["decision"].start,
+            )
+        )
+        for request_id in effective.keys() | books.offsets.keys() | booked.keys():
+            found, sources = booked.get(request_id, ({}, []))
+            if self._is_beyond_retention(effective.get(request_id), sources):
+                self._report.beyond_retention += 1
+                continue
+            wanted_offset = books.offsets.get(request_id)
+            if effective.get(request_id) != wanted_offset:
+                self._find(
+                    f"request {request_id}: decision at {effective.get(request_id)} is in effect, "
+                    f"the topic says {wanted_offset}"
+                )
+            wanted = books.amounts.get(request_id, {})
+            if found != wanted:
+                self._find(f"request {request_id}: booked {found}, the topics say {wanted}")
+
+    def _is_beyond_retention(
+        self, decision_offset: int | None, sources: Sequence[tuple[str, int]]
+    ) -> bool:
+        starts = {self._topics[kind]: log.start for kind, log in self._logs.items()}
+        if max(starts.values()) == 0:
+            return False
+        return decision_offset is None or any(offset < starts[topic] for topic, offset in sources)
+
+    def _booked(self, next_line: int) -> dict[str, tuple[dict[str, int], list[tuple[str, int]]]]:
+        """Return the transfers by request, having checked their lines and accounts."""
+        booked: dict[str, tuple[dict[str, int], list[tuple[str, int]]]] = {}
+        line = 0
+        for row in self._rows(
+            "SELECT line, request_id, kind, amount_nanousd, debit_account, credit_account, budget, "
+            "source_topic, source_offset FROM transfers WHERE partition = %s ORDER BY line"
+        ):
+            found_line, request_id, kind, amount, debit, credit, budget, topic, offset = row
+            if found_line != line:
+                self._find(f"line {line} is missing, the next is {found_line}")
+            line = found_line + 1
+            accounts = tuple(f"{place}:{budget}" for place in ACCOUNTS[kind])
+            if (debit, credit) != accounts:
+                self._find(f"line {found_line}: a {kind} moved money from {credit} to {debit}")
+            amounts, sources = booked.setdefault(request_id, ({}, []))
+            amounts[kind] = amount
+            sources.append((topic, offset))
+            self._report.transfers += 1
+            self._report.spent_nanousd += amount if kind == "settle" else 0
+            self._report.overrun_nanousd += amount if kind == "overrun" else 0
+        if line != next_line:
+            self._find(f"lines end at {line}, the cursor says {next_line}")
+        return booked
+
+    def _compare_copies(self, books: Books) -> None:
+        for kind, copies in (
+            ("decision", books.decision_copies),
+            ("outcome", books.outcome_copies),
+        ):
+            counted = self._cursors[self._topics[kind]][4]
+            if counted != copies:
+                self._find(f"{counted} copies of {kind}s are counted, there are {copies}")
+        kinds = {topic: kind for kind, topic in self._topics.items()}
+        found = {
+            (kinds[topic], offset, part)
+            for topic, offset, part in self._rows(
+                "SELECT topic, record_offset, part FROM conflicts WHERE partition = %s"
+            )
+            if topic in kinds
+        }
+        for kind, offset, part in found ^ books.conflicts:
+            self._find(f"{kind} at offset {offset}: a conflict of {part} on one side only")
+
+    def _compare_offsets(self) -> None:
+        """Account for every offset: a record that was read, or a hole."""
+        for kind, topic in self._topics.items():
+            next_offset, *_, holes = self._cursors[topic]
+            records = self._logs[kind].records
+            if next_offset != records + holes:
+                self._find(f"{topic}: {records} records and {holes} holes below {next_offset}")
+        (rows,) = self._rows("SELECT count(*) FROM outcomes WHERE partition = %s")
+        if rows[0] != len(self._outcomes):
+            self._find(f"{rows[0]} outcomes are stored, the topic has {len(self._outcomes)}")
+
+    def _rows(self, statement: str, *parameters: object) -> list[Any]:
+        self._database.execute(statement, [self._partition, *parameters])
+        return self._database.fetchall()
+
+    def _find(self, finding: str) -> None:
+        self._report.find(f"partition {self._partition}: {finding}")
