@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
@@ -141,7 +143,9 @@ class KafkaServer:
         with locked(self.folder / "start.lock"):
             running = self.process
             if running and self._is_ready(running, timeout_s):
-                return f"{LOOPBACK}:{self._ports_in_settings()[0]}"
+                ports = self._ports_in_settings()
+                write_state(self._state_path, ports, running)
+                return f"{LOOPBACK}:{ports[0]}"
             if running:
                 running.end(signal.SIGKILL)
             ports = self._choose_ports()
@@ -252,8 +256,11 @@ class KafkaServer:
         ]
 
     def _is_ready(self, process: Process, timeout_s: float) -> bool:
+        """Wait until the broker serves; False if it ends before, or the time does."""
+        port = self._ports_in_settings()[0]
+
         def settled() -> bool:
-            return self._said_ready() or not process.running
+            return not process.running or (self._said_ready() and _answers(port))
 
         return poll(settled, timeout_s=timeout_s) and process.running
 
@@ -265,6 +272,19 @@ class KafkaServer:
 
     def _log_tails(self) -> str:
         return f"{tail(self._log_path)}\n{tail(self._output_path)}".strip()
+
+
+def _answers(port: int) -> bool:
+    """Whether a broker replies on this port; one that was killed a moment ago does not."""
+    # ApiVersions, version 0: length, API key, version, correlation id, no client id.
+    request = struct.pack(">ihhih", 10, 18, 0, 7, -1)
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=2.0) as connection:
+            connection.sendall(request)
+            reply = connection.recv(8, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(reply) == 8 and struct.unpack(">ii", reply)[1] == 7
 
 
 def _still_free(port: int | None) -> int | None:

@@ -98,12 +98,16 @@ class PostgresServer:
         """Start the server unless it runs, wait until it serves, return its URL."""
         require_posix()
         with locked(self.folder / "start.lock"):
-            process = self.process
-            if process is None:
-                user = self._server_user()
-                self._initialise(user)
-                self._clear_remains()
-                process = self._launch(user, self._choose_port())
+            running, state = self.process, read_state(self._state_path)
+            if running and state and self._is_ready(running, timeout_s):
+                write_state(self._state_path, state.ports, running)
+                return self.url()
+            if running:
+                running.end(signal.SIGQUIT)
+            user = self._server_user()
+            self._initialise(user)
+            self._clear_remains()
+            process = self._launch(user, self._choose_port())
             if not self._is_ready(process, timeout_s):
                 reason = f"silent for {timeout_s:.0f} s" if process.running else "it ended"
                 process.end(signal.SIGQUIT)
@@ -225,11 +229,15 @@ class PostgresServer:
         }
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         command = [str(_programs() / "postgres"), "-D", str(self._data), *options]
+        # The port is noted first: a server whose starter dies here can then still be reached.
+        write_state(self._state_path, (port,), None)
         process = spawn(command, log=self._log_path, env={"LC_ALL": "C"}, user=user)
         write_state(self._state_path, (port,), process)
         return process
 
     def _is_ready(self, process: Process, timeout_s: float) -> bool:
+        """Wait until the server serves; False if it ends before, or the time does."""
+
         def settled() -> bool:
             return not process.running or _answers(_conninfo(self.url()))
 
