@@ -51,12 +51,15 @@ HORIZON = 200.0
 """Requests over which a balance is made good."""
 SAFETY = 2.0
 """Standard deviations of the open calls' cost that are held back below a ceiling."""
-BURST_REQUESTS = 20.0
-"""A request's cheapest arm may run ahead of the ceiling by so many ceilings before refusal."""
+SAFETY_OWN = 3.0
+"""The same for the call to be decided: about the 99th percentile of a log-normal cost."""
+BURST_REQUESTS = 50.0
+"""Arms below a ceiling may run ahead of it by so many ceilings."""
 MEMORY_MS = 3_600_000.0
 _FAST = 10.0  # the fast request rate forgets so many times faster
 _MEAN, _MEAN_FAST = 1 / 100, 1 / 10
 _NOISE_KEEP = 0.99
+_NOISE_GUESS = 0.25  # answers are half as long or twice as long as expected, mostly
 _PID = (0.05, 0.5, 0.05)
 
 
@@ -164,7 +167,7 @@ def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
 
     ``ceiling * requests so far, this one included - spent - what is held for calls in flight``;
     infinite where the budget has no such ceiling. An arm that is expected to cost more must not
-    be chosen (:func:`affordable`).
+    be chosen if it is above the ceiling (:func:`affordable`).
     """
     line = plan.per_request_usd * (pacing["requests"] + 1.0)
     room = line - pacing["spent_usd"] - SAFETY * _open_deviation(pacing)
@@ -174,9 +177,11 @@ def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
 def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     """Return which arms one request may use under all per-request ceilings of its budgets.
 
-    An arm fits if its expected cost and its own uncertainty stay below the line
-    ``ceiling * requests``. Only the cheapest arm may run ahead of it, by ``BURST_REQUESTS``
-    ceilings: that much is the stated burst, kept to refuse nobody.
+    An arm dearer than a ceiling must be paid from what was saved: it fits if its expected cost,
+    with a margin for its own uncertainty, stays below the line ``ceiling * requests``. An arm
+    below the ceiling brings the mean down: it may run ahead of the line by ``BURST_REQUESTS``
+    ceilings, the stated burst, which true costs above expectation may have used. The cheapest
+    arm is refused only if it is above the ceiling and would run further ahead.
 
     Parameters
     ----------
@@ -189,14 +194,17 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     -------
     ndarray of bool, shape (k,)
     """
-    room = allowance_usd(pacing, plan)
-    burst = np.where(np.isnan(plan.per_request_usd), 0.0, BURST_REQUESTS * plan.per_request_usd)
+    ceiling = np.where(np.isnan(plan.per_request_usd), np.inf, plan.per_request_usd)[:, None]
     finite = np.isfinite(cost_usd)
     cost = np.where(finite, cost_usd, 0.0)
-    own = SAFETY * np.sqrt(_noise(pacing))[:, None] * cost
-    fits = ((cost + own) <= room[:, None]).all(axis=0)
-    cheapest = (cost_usd == cost_usd.min()) & (cost <= (room + burst)[:, None]).all(axis=0)
-    result: Bools = finite & (fits | cheapest)
+    own = SAFETY_OWN * np.sqrt(_noise(pacing))[:, None] * np.maximum(cost - ceiling, 0.0)
+    saved = cost + own <= allowance_usd(pacing, plan)[:, None]
+    after = pacing["spent_usd"][:, None] + cost
+    ahead = after <= ceiling * (pacing["requests"][:, None] + 1.0 + BURST_REQUESTS)
+    below = cost <= ceiling
+    cheapest = cost_usd == cost_usd.min()
+    fits = np.where(cheapest, below | ahead, np.where(below, ahead, saved)).all(axis=0)
+    result: Bools = finite & fits
     return result
 
 
@@ -280,11 +288,11 @@ def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int
 
 
 def _noise(pacing: Pacing) -> Floats:
-    """Return the squared relative error of expected dollars; 1 before anything settled."""
+    """Return the squared relative error of expected dollars; a guess before anything settled."""
     prior = 5.0 * pacing["mean_usd"] ** 2
     scale = pacing["noise_scale_usd2"] + prior
-    safe = np.where(scale > 0, scale, 1.0)
-    noise: Floats = np.where(scale > 0, (pacing["noise_usd2"] + prior) / safe, 1.0)
+    known = (pacing["noise_usd2"] + _NOISE_GUESS * prior) / np.where(scale > 0, scale, 1.0)
+    noise: Floats = np.where(scale > 0, known, _NOISE_GUESS)
     return noise
 
 

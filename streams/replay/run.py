@@ -1,0 +1,263 @@
+"""One run: a policy over a stream, decided and settled by the same core as in the worker."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from policy.catalog import BudgetSpec, Catalog
+from policy.decide import decide
+from policy.money import AMOUNT_MAX, TOKENS_MAX, Price
+from policy.registry import make_policy
+from policy.settle import settle
+from policy.state import Arrival, Incoming, Limits, State
+from policy.terms import Arm, Bools, Floats, Ints, Learning, Settings
+from streams.replay.data import DataError, Recorded
+from streams.replay.world import World
+
+BUDGET = "replay"
+_FIRST_MS = 1_700_000_000_000
+_STEP_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a run is made.
+
+    Parameters
+    ----------
+    settings : Settings
+        Policy and its options; the dimensions are taken from the data.
+    ceiling_nanousd : int or None
+        Mean cost of a request that must be kept.
+    budget_nanousd : int or None
+        Amount per window, instead.
+    window : str
+    in_flight : int
+        An outcome arrives after so many later decisions.
+    feedback_share : float
+        Share of the outcomes that bring a reward; all bring their cost.
+    explore : int
+        Pulls that an arm without a prior is given.
+    """
+
+    settings: Settings
+    ceiling_nanousd: int | None = None
+    budget_nanousd: int | None = None
+    window: str = "total"
+    in_flight: int = 0
+    feedback_share: float = 1.0
+    explore: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """What happened at each of t steps.
+
+    ``arm`` is -1 where the request was rejected; ``explored`` where chance chose.
+    """
+
+    arm: Ints
+    reward: Floats
+    cost_nanousd: Ints
+    dual_price: Floats
+    explored: Bools
+
+
+def trace_of(world: World, arm: Ints) -> Trace:
+    """Return the trace of given choices, -1 for none; used for references."""
+    steps = np.arange(len(arm))
+    return Trace(
+        arm=arm,
+        reward=np.where(arm >= 0, world.reward[steps, arm], 0.0),
+        cost_nanousd=np.where(arm >= 0, world.cost_nanousd[steps, arm], 0),
+        dual_price=np.zeros(len(arm)),
+        explored=np.zeros(len(arm), np.bool_),
+    )
+
+
+def run(
+    world: World,
+    setup: Setup,
+    *,
+    seed: int,
+    prior: Recorded | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Trace:
+    """Replay the stream once.
+
+    Parameters
+    ----------
+    world : World
+    setup : Setup
+    seed : int
+        Of the requests' own seeds and of which outcomes bring a reward.
+    prior : Recorded, optional
+        Learned beforehand with every arm's outcome; arms are matched by name.
+    on_step : callable, optional
+        Told the number of each step.
+    """
+    runner = _Runner(world, setup, seed)
+    if prior is not None:
+        runner.learn_prior(prior)
+    for step in range(len(world.order)):
+        runner.step(step)
+        if on_step is not None:
+            on_step(step)
+    return runner.trace()
+
+
+class _Runner:
+    """The logs of one partition, and the truth that answers its decisions."""
+
+    def __init__(self, world: World, setup: Setup, seed: int) -> None:
+        self._world = world
+        self._setup = setup
+        self._seed = seed
+        self._catalog = self._first_catalog()
+        self._state = State(
+            dimensions=world.recorded.dimensions,
+            make_policy=make_policy,
+            catalog=self._catalog,
+            # Nothing expires: an outcome comes when its turn has come.
+            limits=Limits(reservation_ttl_ms=10**12),
+        )
+        rng = np.random.default_rng([seed, 1])
+        count = len(world.order)
+        self._seeds = rng.integers(0, 2**63, count).tolist()
+        self._rewarded = rng.random(count) < setup.feedback_share
+        self._arm = np.full(count, -1, np.int64)
+        self._price = np.zeros(count)
+        self._explored = np.zeros(count, np.bool_)
+        self._columns = {name: column for column, name in enumerate(world.recorded.models)}
+
+    def learn_prior(self, prior: Recorded) -> None:
+        """Teach the policy every outcome of the prior, and show its contexts to the pacer."""
+        if prior.features.shape[1] != self._world.recorded.features.shape[1]:
+            raise DataError("the prior has another number of features")
+        features = prior.features.astype(np.float64)
+        columns = [
+            (name, prior.models.index(name)) for name in self._columns if name in prior.models
+        ]
+        start = self._world.available[0]
+        for row in range(len(prior)):
+            for name, column in columns:
+                if not start[self._columns[name]]:
+                    continue
+                tokens = self._prior_tokens(prior, name, row, column)
+                self._state.policy.learn(
+                    Learning(
+                        arm=name,
+                        features=features[row],
+                        input_tokens=int(prior.input_tokens[row]),
+                        age=0,
+                        reward=float(prior.reward[row, column]),
+                        output_tokens=tokens,
+                    )
+                )
+                self._state.lengths_of(name).add(tokens)
+            self._state.remember_context(
+                prior.features[row], int(prior.input_tokens[row]), TOKENS_MAX
+            )
+
+    def _prior_tokens(self, prior: Recorded, name: str, row: int, column: int) -> int:
+        """Return the tokens of a prior's call in the units of the stream's price."""
+        tokens = int(prior.output_tokens[row, column])
+        ours = self._world.prices[0][self._columns[name]]
+        theirs = prior.prices[column]
+        # Costs without tokens are counted in units that depend on the file.
+        cost_only = ours.input == 0 and theirs.input == 0
+        return round(tokens * theirs.output / ours.output) if cost_only else tokens
+
+    def step(self, step: int) -> None:
+        """Take the outcome whose turn it is, then decide the next request."""
+        due = step - 1 - self._setup.in_flight
+        if due >= 0 and self._arm[due] >= 0:
+            settle(self._state, self._outcome(due, step))
+        self._announce(step)
+        row = self._world.order[step]
+        decided = decide(
+            self._state,
+            [
+                Incoming(
+                    offset=step,
+                    id=hashlib.blake2b(step.to_bytes(8, "big"), digest_size=16).digest(),
+                    request_print=step,
+                    budget=BUDGET,
+                    features=self._world.recorded.features[row],
+                    input_tokens=int(self._world.recorded.input_tokens[row]),
+                    max_output_tokens=TOKENS_MAX,
+                    at_ms=_at_ms(step),
+                    seed=self._seeds[step],
+                )
+            ],
+            now_ms=_at_ms(step),
+        )
+        for choice in decided.choices:
+            offset = choice.request.offset
+            if choice.arm is not None:
+                self._arm[offset] = self._columns[choice.arm]
+            self._price[offset] = max((b[5] for b in choice.budgets), default=0.0)
+            self._explored[offset] = choice.explored
+
+    def _outcome(self, step: int, now: int) -> Arrival:
+        arm = int(self._arm[step])
+        row = self._world.order[step]
+        reward = float(self._world.reward[step, arm]) if self._rewarded[step] else None
+        return Arrival(
+            offset=self._state.gate.position.outcomes,
+            id=hashlib.blake2b(step.to_bytes(8, "big"), digest_size=16).digest(),
+            at_ms=_at_ms(now),
+            input_tokens=int(self._world.recorded.input_tokens[row]),
+            output_tokens=int(self._world.recorded.output_tokens[row, arm]),
+            reward=reward,
+        )
+
+    def _announce(self, step: int) -> None:
+        """Change the catalog where the world does."""
+        available, prices = self._world.available, self._world.prices
+        arrived = step > 0 and bool((available[step] != available[step - 1]).any())
+        if step == 0 or not (arrived or step in prices):
+            return
+        catalog = self._catalog
+        for column, arm in enumerate(catalog.arms):
+            price: Price | None = prices[step][column] if step in prices else arm.price
+            deployed = bool(available[step, column])
+            catalog = catalog.with_arm(replace(arm, deployed=deployed, price=price))
+        self._catalog = catalog
+        self._state.set_catalog(catalog)
+
+    def _first_catalog(self) -> Catalog:
+        world, setup = self._world, self._setup
+        settings = replace(setup.settings, dimensions=world.recorded.dimensions)
+        catalog = Catalog(settings=settings)
+        for column, name in enumerate(world.recorded.models):
+            catalog = catalog.with_arm(
+                Arm(
+                    arm=name,
+                    price=world.prices[0][column],
+                    deployed=bool(world.available[0, column]),
+                    explore=setup.explore,
+                )
+            )
+        return catalog.with_budget(
+            BudgetSpec(
+                budget=BUDGET,
+                limit_nanousd=setup.budget_nanousd or AMOUNT_MAX,
+                window=setup.window,
+                per_request_nanousd=setup.ceiling_nanousd,
+                paced=setup.ceiling_nanousd is not None or setup.budget_nanousd is not None,
+            )
+        )
+
+    def trace(self) -> Trace:
+        """Return what happened."""
+        base = trace_of(self._world, self._arm)
+        return replace(base, dual_price=self._price, explored=self._explored)
+
+
+def _at_ms(step: int) -> int:
+    return _FIRST_MS + step * _STEP_MS
