@@ -258,7 +258,7 @@ def test_rebalances_under_load_neither_lose_nor_repeat(bench: Bench) -> None:
             bench.stop(leaving)
             until(lambda p=leaving.pid: p not in bench.assigned_pids().values(), "given up")
     until(bench.counted, "everything counted")
-    assert bench.generations() >= 4
+    assert bench.generations() >= 3
     bench.assert_each_delivered_once()
     bench.end()
     bench.assert_each_counted_once()
