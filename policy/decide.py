@@ -275,7 +275,7 @@ def _decide_one(
         reward=float(rounds.reward[row, column]),
         cost_nanousd=int(rounds.cost_nanousd[row, column]),
         propensity=_propensity(rounds, row, column),
-        explored=bool(rounds.explored[row]) and column == rounds.first[row],
+        explored=bool(rounds.explored[row] and column == rounds.first[row]),
         budgets=_positions(state, rounds, row, request, found.reserved_nanousd),
         why_not=found.why_not,
     )

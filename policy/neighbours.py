@@ -208,7 +208,7 @@ class NeighbourPolicy(MeansPolicy):
     def learn(self, learning: Learning) -> None:
         """Add one outcome to the sums and to the points of its arm."""
         super().learn(learning)
-        price = self._price(learning.arm)
+        price = learning.price or self._price(learning.arm)
         cost = learning.cost_nanousd
         values = np.full(_COLUMNS, np.nan)
         if learning.reward is not None:

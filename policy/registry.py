@@ -16,11 +16,13 @@ from policy.baselines.threshold import Threshold
 from policy.baselines.uniform import Uniform
 from policy.pareto import Pareto
 from policy.port import Port
+from policy.stageroute import StageRoute
 from policy.terms import Policy, PolicyError, Settings
 
 POLICIES: dict[str, Callable[[Settings], Policy]] = {
     "pareto": Pareto,
     "port": Port,
+    "stageroute": lambda settings: StageRoute(settings, make_policy),
     "batch-split": BatchSplit,
     "cheapest": Cheapest,
     "fixed": Fixed,

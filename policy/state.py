@@ -58,6 +58,7 @@ class Incoming:
     capabilities: frozenset[str] = frozenset()
     latency_ms_max: int | None = None
     deadline_ms: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,8 @@ class Candidate(Struct, array_like=True, gc=False):
     """One arm as the decision saw it, in this order: arm, reward, cost, bound, score, why not.
 
     ``reward`` is the estimate in [0, 1], ``cost_nanousd`` the expected cost, ``bound_nanousd``
-    what would have been reserved, ``score`` what was compared, ``why_not`` one word, empty for
+    what would have been reserved, ``score`` what was
+    compared (none for an arm that was not eligible), ``why_not`` one word, empty for
     the chosen arm.
     """
 
@@ -93,13 +94,14 @@ class Candidate(Struct, array_like=True, gc=False):
     reward: float
     cost_nanousd: int
     bound_nanousd: int
-    score: float
+    score: float | None
     why_not: str
 
 
 class BudgetPosition(Struct, array_like=True, gc=False):
     """One budget of the path just after the decision: path, window start, limit, reserved,
-    settled, dual price (reward per dollar). ``reserved + settled <= limit`` always holds.
+    settled, dual price (reward per dollar), and the dollars per request that the pacer foretold.
+    ``reserved + settled <= limit`` holds wherever the decision reserved something.
     """
 
     budget: str
@@ -108,6 +110,7 @@ class BudgetPosition(Struct, array_like=True, gc=False):
     reserved_nanousd: int
     settled_nanousd: int
     dual_price: float
+    planned_usd: float
 
 
 class Seen(Struct, gc=False):
@@ -237,7 +240,7 @@ class Statistics(Record):
     partition: int
     arm: str
     policy: str
-    requests: int
+    decisions: int
     outcomes: int
     state_b64: str
 

@@ -65,7 +65,34 @@ TOPICS: Mapping[str, TopicSettings] = {
 """Topics without ``partitions`` are co-partitioned: all have the configured count."""
 
 
-async def create(kafka: str, *, partitions: int, replication: int = 1) -> list[str]:
+TABLES = ("budget-pacing", "reward-windows", "arm-statistics", "reservations")
+"""The workers' tables; each has a changelog, co-partitioned with the requests."""
+
+
+def changelog(app_id: str, table: str) -> str:
+    """Return the name that Faust gives to a table's changelog."""
+    return f"{app_id}-{table}-changelog"
+
+
+def wanted_topics(app_id: str) -> dict[str, TopicSettings]:
+    """Return every topic of a deployment: the fixed ones and the changelogs of its workers."""
+    changelogs = {
+        changelog(app_id, table): TopicSettings(
+            cleanup="compact",
+            retention_ms=-1,
+            # Values are overwritten once a second: compact early, or a restart reads them all.
+            extra={
+                "min.cleanable.dirty.ratio": "0.1",
+                "segment.ms": "600000",
+                "max.compaction.lag.ms": "3600000",
+            },
+        )
+        for table in TABLES
+    }
+    return {**TOPICS, **changelogs}
+
+
+async def create(kafka: str, *, app_id: str, partitions: int, replication: int = 1) -> list[str]:
     """Create the topics that are missing and return their names; repeating it is safe.
 
     Raises
@@ -73,17 +100,18 @@ async def create(kafka: str, *, partitions: int, replication: int = 1) -> list[s
     TopicError
         If a topic exists with another number of partitions: its keys would lie elsewhere.
     """
+    wanted_all = wanted_topics(app_id)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
         existing = set(await admin.list_topics())
-        missing = [name for name in TOPICS if name not in existing]
+        missing = [name for name in wanted_all if name not in existing]
         wanted = [
             NewTopic(
                 name,
-                num_partitions=TOPICS[name].partitions or partitions,
+                num_partitions=wanted_all[name].partitions or partitions,
                 replication_factor=replication,
-                topic_configs=TOPICS[name].config(),
+                topic_configs=wanted_all[name].config(),
             )
             for name in missing
         ]
@@ -92,18 +120,20 @@ async def create(kafka: str, *, partitions: int, replication: int = 1) -> list[s
             for name, code, *message in response.topic_errors:
                 if code not in (0, _TOPIC_ALREADY_EXISTS):
                     raise TopicError(f"cannot create {name}: {for_code(code).__name__} {message}")
-        found = await admin.describe_topics(list(TOPICS))
+        found = await admin.describe_topics(list(wanted_all))
     finally:
         await admin.close()
-    _check(found, partitions)
+    _check(found, wanted_all, partitions)
     return missing
 
 
-def _check(found: list[dict[str, object]], partitions: int) -> None:
+def _check(
+    found: list[dict[str, object]], settings: Mapping[str, TopicSettings], partitions: int
+) -> None:
     for topic in found:
         name, parts = str(topic["topic"]), topic["partitions"]
         assert isinstance(parts, list)
-        wanted = TOPICS[name].partitions or partitions
+        wanted = settings[name].partitions or partitions
         if topic["error_code"] == 0 and len(parts) != wanted:
             raise TopicError(
                 f"topic {name} has {len(parts)} partitions, not {wanted}: changing the count "

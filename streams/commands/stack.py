@@ -28,7 +28,12 @@ def create_topics(config: Config, endpoints: Endpoints) -> None:
     from streams import topics
 
     asyncio.run(
-        topics.create(endpoints.kafka, partitions=config.partitions, replication=config.replication)
+        topics.create(
+            endpoints.kafka,
+            app_id=config.app_id,
+            partitions=config.partitions,
+            replication=config.replication,
+        )
     )
 
 

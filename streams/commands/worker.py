@@ -1,0 +1,38 @@
+"""The command that decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import typer
+
+from streams.commands.common import config_of, fail
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``worker``."""
+
+    @app.command()
+    def worker(ctx: typer.Context) -> None:
+        """Decide requests and settle outcomes until stopped; start as many as you like."""
+        from streams.config import ConfigError
+        from streams.worker import Worker
+
+        config = config_of(ctx)
+        logging.basicConfig(
+            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        )
+        # Faust and aiokafka tell of every step; their warnings are enough.
+        for name in ("faust", "mode", "aiokafka"):
+            logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        try:
+            kafka = config.kafka or config.endpoints()[0]
+        except ConfigError as exc:
+            fail(str(exc))
+        asyncio.run(_work(config, kafka, Worker))
+
+
+async def _work(config: object, kafka: str, make: type) -> None:
+    # Faust's app must be made inside the loop that runs it.
+    await make(config, kafka).run()

@@ -1,0 +1,182 @@
+"""Follows the compacted topics that every worker must know: the catalog and the statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from policy.catalog import BudgetSpec, Catalog
+from policy.money import Price
+from policy.registry import make_policy
+from policy.terms import Arm, PolicyError, Settings
+from streams import topics
+from streams.records import (
+    ArmEntry,
+    BadRecordError,
+    BudgetEntry,
+    CatalogEntry,
+    PriceEntry,
+    Statistics,
+    decode,
+    decode_catalog,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
+    """Return the catalog after one entry.
+
+    Raises
+    ------
+    BadRecordError
+        If the entry contradicts itself, such as a price of zero.
+    """
+    if isinstance(entry, ArmEntry):
+        return catalog.with_arm(
+            Arm(
+                arm=entry.arm,
+                price=None,
+                deployed=entry.deployed,
+                capabilities=frozenset(entry.capabilities),
+                context_tokens_max=entry.context_tokens_max,
+                prior_reward=entry.prior_reward,
+                prior_output_tokens=entry.prior_output_tokens,
+                explore=entry.explore,
+            )
+        )
+    if isinstance(entry, PriceEntry):
+        try:
+            price = Price(
+                version=entry.version, input=entry.input, output=entry.output, cached=entry.cached
+            )
+        except ValueError as exc:
+            raise BadRecordError("price", str(exc)) from None
+        return catalog.with_price(entry.arm, price)
+    if isinstance(entry, BudgetEntry):
+        return catalog.with_budget(
+            BudgetSpec(
+                budget=entry.budget,
+                limit_nanousd=entry.limit_nanousd,
+                window=entry.window,
+                per_request_nanousd=entry.per_request_nanousd,
+                paced=entry.pacing == "even",
+            )
+        )
+    settings = Settings(
+        policy=entry.policy, dimensions=entry.dimensions, seed=entry.seed, options=entry.options
+    )
+    try:
+        make_policy(settings)
+    except (PolicyError, ValueError) as exc:
+        raise BadRecordError("policy", str(exc)) from None
+    return Catalog(
+        arms=catalog.arms,
+        budgets=catalog.budgets,
+        settings=settings,
+        encoder=entry.encoder,
+        offset=catalog.offset,
+    )
+
+
+def remove_entry(catalog: Catalog, key: bytes) -> Catalog:
+    """Return the catalog after a tombstone: an arm retires, a price or a budget is gone."""
+    kind, _, name = key.decode(errors="replace").partition(":")
+    if kind == "arm":
+        return catalog.without_arm(name)
+    if kind == "price":
+        return catalog.with_price(name, None)
+    return catalog.without_budget(name) if kind == "budget" else catalog
+
+
+def entry_key(entry: CatalogEntry) -> bytes:
+    """Return the key under which an entry replaces its former version."""
+    if isinstance(entry, ArmEntry):
+        return f"arm:{entry.arm}".encode()
+    if isinstance(entry, PriceEntry):
+        return f"price:{entry.arm}".encode()
+    return f"budget:{entry.budget}".encode() if isinstance(entry, BudgetEntry) else b"policy"
+
+
+@dataclass(slots=True)
+class Learned:
+    """A statistics record with its offset."""
+
+    offset: int
+    record: Statistics
+
+
+class Follower:
+    """Reads both topics to their ends, then goes on; every worker has one.
+
+    ``catalog`` is the newest; ``learned`` keeps the newest record of each partition and arm.
+    ``refused`` holds the catalog's records that cannot be read, by offset: the catalog stayed as
+    it was.
+    """
+
+    def __init__(self, kafka: str) -> None:
+        self.catalog = Catalog()
+        self.learned: dict[tuple[int, str], Learned] = {}
+        self.statistics_offset = 0
+        self.refused: dict[int, tuple[Any, BadRecordError]] = {}
+        self._topics = {
+            name: TopicPartition(name, 0) for name in (topics.CATALOG, topics.STATISTICS)
+        }
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=kafka,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+        )
+
+    async def start(self) -> None:
+        """Connect, and read everything that is there now."""
+        await self._consumer.start()
+        partitions = list(self._topics.values())
+        self._consumer.assign(partitions)
+        await self._consumer.seek_to_beginning(*partitions)
+        ends = await self._consumer.end_offsets(partitions)
+        while any([await self._consumer.position(tp) < ends[tp] for tp in partitions]):
+            await self.step()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._consumer.stop()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            await self.step()
+            await asyncio.sleep(0)
+
+    async def step(self) -> None:
+        """Apply what one fetch brings."""
+        for tp, records in (await self._consumer.getmany(timeout_ms=200)).items():
+            for record in records:
+                self._apply(tp.topic, record)
+
+    def _apply(self, topic: str, record: Any) -> None:
+        try:
+            if topic == topics.CATALOG:
+                self._apply_catalog(record)
+            else:
+                statistics = decode(Statistics, record.value)
+                learned = Learned(record.offset, statistics)
+                self.learned[statistics.partition, statistics.arm] = learned
+                self.statistics_offset = record.offset + 1
+        except BadRecordError as exc:
+            logger.error("%s/0/%s refused: %s", topic, record.offset, exc)  # noqa: TRY400
+            if topic == topics.CATALOG:
+                self.refused[record.offset] = (record, exc)
+
+    def _apply_catalog(self, record: Any) -> None:
+        if record.value is None:
+            catalog = remove_entry(self.catalog, record.key or b"")
+        else:
+            catalog = apply_entry(self.catalog, decode_catalog(record.value))
+        self.catalog = replace(catalog, offset=record.offset + 1)

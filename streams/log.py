@@ -1,0 +1,81 @@
+"""Reads parts of topics without a group: for recovery, the catalog, statistics and explanations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+
+class LogError(Exception):
+    """Records that are needed are no longer, or not yet, in a topic."""
+
+
+class LogReader:
+    """One consumer without a group, for one caller at a time."""
+
+    def __init__(self, kafka: str) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=kafka,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=4 << 20,
+            fetch_max_wait_ms=100,
+            isolation_level="read_uncommitted",
+        )
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._consumer.stop()
+
+    async def partitions(self, topic: str) -> list[int]:
+        """Return the partitions of a topic; :class:`LogError` if there is none."""
+        await self._consumer._client.force_metadata_update()  # the only way to ask without a group
+        found = self._consumer._client.cluster.partitions_for_topic(topic)
+        if not found:
+            raise LogError(f"topic {topic} does not exist")
+        return sorted(found)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first offset that is kept and the offset after the last."""
+        tp = TopicPartition(topic, partition)
+        first = await self._consumer.beginning_offsets([tp])
+        end = await self._consumer.end_offsets([tp])
+        return first[tp], end[tp]
+
+    async def read(
+        self, topic: str, partition: int, start: int, end: int
+    ) -> AsyncIterator[Sequence[Any]]:
+        """Yield the records with offsets in ``[start, end)``, a fetch at a time, in order.
+
+        Raises
+        ------
+        LogError
+            If ``start`` is before the first record that is kept.
+        """
+        if start >= end:
+            return
+        first, last = await self.bounds(topic, partition)
+        if start < first:
+            raise LogError(f"{topic}/{partition} begins at {first}, but {start} is needed")
+        if end > last:
+            raise LogError(f"{topic}/{partition} ends at {last}, but {end} is needed")
+        tp = TopicPartition(topic, partition)
+        self._consumer.assign([tp])
+        self._consumer.seek(tp, start)
+        at = start
+        while at < end:
+            fetched = await self._consumer.getmany(tp, timeout_ms=500, max_records=5_000)
+            records = [r for r in fetched.get(tp, ()) if r.offset < end]
+            if records:
+                yield records
+                at = records[-1].offset + 1
+            # Compaction may have removed the records before the end.
+            at = max(at, await self._consumer.position(tp))
+        self._consumer.assign([])

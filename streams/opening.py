@@ -1,0 +1,213 @@
+"""Opens a partition: its pages from the tables, then what the topics hold beyond them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from policy.catalog import Catalog
+from policy.decide import Choice
+from policy.money import Price
+from policy.pages import Position
+from policy.recover import Folded, finish, fold_decisions, load, needed
+from policy.registry import make_policy
+from policy.settle import pass_over, settle
+from policy.state import Incoming, Limits, State
+from streams import topics
+from streams.faust_batches import CheckpointTable
+from streams.following import Follower
+from streams.intake import Intake
+from streams.log import LogError, LogReader
+from streams.metrics import Metrics
+from streams.partition import POSITION_KEY, Kept, Partition, parse_page_key
+from streams.publisher import Outbox
+from streams.records import BadRecordError, DeadLetter, Decision, decode
+
+logger = logging.getLogger(__name__)
+
+KNOWN_DEAD_MAX = 10_000
+"""How many of the last dead letters are looked at, so that none is written twice."""
+FOLD_CHUNK = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opener:
+    """What opening a partition needs; one for each worker."""
+
+    reader: LogReader
+    follower: Follower
+    make_intake: Callable[[Catalog], Intake]
+    tables: Mapping[str, CheckpointTable]
+    producer: AIOKafkaProducer
+    limits: Limits
+    metrics: Metrics
+    features: Callable[[], str]
+
+    async def open(self, number: int) -> Partition:
+        """Return the partition with the state that its logs imply, ready for new records."""
+        catalog = self.follower.catalog
+        state = State(
+            dimensions=catalog.settings.dimensions,
+            make_policy=make_policy,
+            catalog=catalog,
+            limits=self.limits,
+        )
+        pages = {}
+        for table in self.tables.values():
+            pages.update(table.values(number))
+        kept = pages.pop(POSITION_KEY, None)
+        position = Position()
+        if kept is not None:
+            position = Position(*msgspec.structs.astuple(msgspec.msgpack.decode(kept, type=Kept)))
+        load(state, {parse_page_key(k): v for k, v in pages.items()}, position=position)
+        await self._fold(state, number)
+        finish(state)
+        logger.info("partition %s: open at %s", number, state.gate.position)
+        return Partition(
+            number=number,
+            state=state,
+            follower=self.follower,
+            make_intake=lambda: self.make_intake(state.catalog),
+            tables=self.tables,
+            decisions=Outbox(self.producer, topics.DECISIONS, number),
+            dead_letters=Outbox(self.producer, topics.DEAD_LETTERS, number),
+            statistics=Outbox(self.producer, topics.STATISTICS, 0),
+            metrics=self.metrics,
+            features=self.features(),
+            known_dead=await self._known_dead(number),
+            committed_outcomes=position.outcomes,
+            lock=asyncio.Lock(),
+        )
+
+    async def _fold(self, state: State, number: int) -> None:
+        """Fold what the logs hold beyond the pages; see ``policy.recover``."""
+        _, end = await self.reader.bounds(topics.DECISIONS, number)
+        start = state.gate.position.decisions
+        if start > end:
+            raise LogError(
+                f"{topics.DECISIONS}/{number} ends at {end}, but the tables know {start}"
+            )
+        while start < end:
+            until = min(start + FOLD_CHUNK, end)
+            decisions = await self._decisions(number, start, until)
+            # A batch is folded as a whole: one that is cut off waits for the next part.
+            if until < end and decisions:
+                last = _batch_of(decisions[-1])
+                whole = [d for d in decisions if _batch_of(d) != last]
+                decisions = whole or await self._decisions(number, start, end)
+                until = decisions[-1][0] + 1 if whole else end
+            requests = await self._requests(state.catalog, number, [d for _, d in decisions])
+            for _, batch in groupby(decisions, key=_batch_of):
+                await self._fold_batch(state, number, list(batch), requests)
+            # What could not be read had no effect, but has its place.
+            state.gate.advance("decisions", until)
+            start = until
+        await self._fold_outcomes(state, number, needed(state).outcomes)
+
+    async def _fold_batch(
+        self, state: State, number: int, batch: Sequence[tuple[int, Decision]],
+        requests: Mapping[int, Incoming],
+    ) -> None:  # fmt: skip
+        await self._fold_outcomes(state, number, batch[0][1].offsets.outcomes)
+        fold_decisions(state, _folded(batch, requests))
+
+    async def _fold_outcomes(self, state: State, number: int, end: int) -> None:
+        intake = self.make_intake(state.catalog)
+        start = state.gate.position.outcomes
+        async for records in self.reader.read(topics.OUTCOMES, number, start, end):
+            for record in records:
+                try:
+                    arrival = intake.outcome(
+                        record.key, record.value, offset=record.offset, at_ms=record.timestamp
+                    )
+                except BadRecordError:
+                    pass_over(state, record.offset, record.timestamp)
+                else:
+                    settle(state, arrival)
+
+    async def _decisions(self, number: int, start: int, end: int) -> list[tuple[int, Decision]]:
+        decisions = []
+        async for records in self.reader.read(topics.DECISIONS, number, start, end):
+            for record in records:
+                try:
+                    decisions.append((record.offset, decode(Decision, record.value)))
+                except BadRecordError as exc:
+                    logger.warning("decisions/%s/%s is not one: %s", number, record.offset, exc)
+        return decisions
+
+    async def _requests(
+        self, catalog: Catalog, number: int, decisions: Sequence[Decision]
+    ) -> dict[int, Incoming]:
+        """Return the requests of these decisions by offset: only they hold the features."""
+        wanted = {decision.offsets.request for decision in decisions}
+        found: dict[int, Incoming] = {}
+        if not wanted:
+            return found
+        intake = self.make_intake(catalog)
+        async for records in self.reader.read(
+            topics.REQUESTS, number, min(wanted), max(wanted) + 1
+        ):
+            for record in records:
+                if record.offset in wanted:
+                    found[record.offset] = intake.request(
+                        record.key,
+                        record.value,
+                        offset=record.offset,
+                        at_ms=record.timestamp,
+                        known=True,
+                    )
+        return found
+
+    async def _known_dead(self, number: int) -> set[tuple[str, int]]:
+        first, end = await self.reader.bounds(topics.DEAD_LETTERS, number)
+        known = set()
+        start = max(first, end - KNOWN_DEAD_MAX)
+        async for records in self.reader.read(topics.DEAD_LETTERS, number, start, end):
+            for record in records:
+                letter = decode(DeadLetter, record.value)
+                known.add((letter.topic, letter.offset))
+        return known
+
+
+def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int]:
+    return placed[1].offsets.batch, placed[1].decided_ms
+
+
+def _folded(
+    batch: Sequence[tuple[int, Decision]], requests: Mapping[int, Incoming]
+) -> Iterator[Folded]:
+    for offset, decision in batch:
+        price: Price | None = None
+        if decision.price is not None:
+            tag = decision.price
+            price = Price(
+                version=tag.version, input=tag.input, output=tag.output, cached=tag.cached
+            )
+        choice = Choice(
+            request=requests[decision.offsets.request],
+            row=0,
+            arm=decision.arm,
+            rejected=decision.rejected,
+            max_output_tokens=decision.max_output_tokens,
+            reserved_nanousd=decision.reserved_nanousd,
+            price=price,
+            reward=decision.reward,
+            cost_nanousd=decision.cost_nanousd,
+            propensity=decision.propensity,
+            explored=decision.explored,
+            budgets=[msgspec.structs.astuple(position) for position in decision.budgets],
+        )
+        yield Folded(
+            offset=offset,
+            choice=choice,
+            batch=decision.offsets.batch,
+            outcomes=decision.offsets.outcomes,
+            decided_ms=decision.decided_ms,
+            expires_ms=decision.expires_ms,
+        )

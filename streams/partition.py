@@ -1,0 +1,308 @@
+"""One partition at work: its records in, its decisions out, its state in the tables.
+
+Every method that touches the state holds the partition's lock, so that what is written to the
+tables contains only decisions that are acknowledged, and lies between two batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from policy.decide import decide
+from policy.pages import PageKey, Position
+from policy.settle import Verdict, overdue, pass_over, settle
+from policy.state import Incoming, State
+from streams import topics
+from streams.following import Follower
+from streams.intake import Intake
+from streams.metrics import Metrics
+from streams.outgoing import dead_letter, decision_records
+from streams.publisher import Headers, Outbox
+from streams.records import BadRecordError, Statistics, encode
+
+CHUNK = 512
+"""Requests that are decided in one call."""
+RESERVATIONS_EVERY = 5
+"""Reservation pages are written at every so many checkpoints: they change most."""
+POSITION_KEY = b"position"
+TABLE_OF = {
+    "budget": "budget-pacing",
+    "window": "reward-windows",
+    "arm": "arm-statistics",
+    "ring": "arm-statistics",
+    "reservation": "reservations",
+}
+
+
+class Table(Protocol):
+    """What a checkpoint table offers."""
+
+    async def put(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
+        """Write values durably."""
+
+
+class Kept(msgspec.Struct, array_like=True):
+    """What is kept beside the pages: where to fold from."""
+
+    decisions: int
+    outcomes: int
+    clock_ms: int
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Partition:
+    """A partition that this worker owns, opened by ``streams.opening``."""
+
+    number: int
+    state: State
+    follower: Follower
+    make_intake: Callable[[], Intake]
+    tables: Mapping[str, Table]
+    decisions: Outbox
+    dead_letters: Outbox
+    statistics: Outbox
+    metrics: Metrics
+    features: str
+    known_dead: set[tuple[str, int]]
+    committed_outcomes: int
+    lock: asyncio.Lock
+    committed_requests: int | None = None
+    _requests_next: int | None = None
+    _checkpoints: int = 0
+
+    # -- records in
+
+    async def on_requests(self, records: Sequence[Any]) -> None:
+        """Decide the requests of a batch, in order; bad ones become dead letters."""
+        for start in range(0, len(records), CHUNK):
+            chunk = records[start : start + CHUNK]
+            async with self.lock:
+                self._refresh()
+                await self._decide_records(chunk)
+                self._requests_next = chunk[-1].offset + 1
+
+    async def on_outcomes(self, records: Sequence[Any]) -> None:
+        """Settle and learn from the outcomes of a batch, in order."""
+        async with self.lock:
+            intake = self.make_intake()
+            applied_from = self.state.gate.position.outcomes
+            by_offset = {}
+            for record in records:
+                if record.offset < applied_from:
+                    continue
+                by_offset[record.offset] = record
+                await self._settle_record(intake, record)
+            for arrival in overdue(self.state):
+                late = by_offset.get(arrival.offset)
+                await self._refuse(
+                    topics.OUTCOMES, arrival.offset, None if late is None else late.value,
+                    Verdict("refused", "unknown_request", "no decision came for it"),
+                )  # fmt: skip
+            if self.state.freed and self.state.waiting:
+                await self._decide([], now_ms=self.state.clock_ms)
+
+    async def _settle_record(self, intake: Intake, record: Any) -> None:
+        try:
+            arrival = intake.outcome(
+                record.key, record.value, offset=record.offset, at_ms=record.timestamp
+            )
+        except BadRecordError as exc:
+            pass_over(self.state, record.offset, record.timestamp)
+            verdict = Verdict("refused", exc.reason, exc.detail)
+        else:
+            verdict = settle(self.state, arrival)
+        self.metrics.outcomes.labels(verdict.effect).inc()
+        if verdict.effect == "refused":
+            await self._refuse(topics.OUTCOMES, record.offset, record.value, verdict)
+
+    async def _decide_records(self, records: Sequence[Any]) -> None:
+        intake = self.make_intake()
+        incoming: list[Incoming] = []
+        values = {}
+        headers: dict[int, Headers] = {}
+        for record in records:
+            try:
+                request = intake.request(
+                    record.key, record.value, offset=record.offset, at_ms=record.timestamp
+                )
+            except BadRecordError as exc:
+                verdict = Verdict("refused", exc.reason, exc.detail)
+                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
+                continue
+            if request.deadline_ms is not None and record.timestamp > request.deadline_ms:
+                verdict = Verdict("refused", "deadline_past", "read after its deadline")
+                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
+            incoming.append(request)
+            values[record.offset] = record.value
+            if record.headers:
+                headers[record.offset] = record.headers
+        now_ms = max((record.timestamp for record in records), default=0)
+        conflicts = await self._decide(incoming, now_ms=now_ms, headers=headers)
+        for request in conflicts:
+            verdict = Verdict("refused", "conflict", "this request id was used with other content")
+            await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
+
+    async def _decide(
+        self, incoming: Sequence[Incoming], *, now_ms: int,
+        headers: Mapping[int, Headers] | None = None,
+    ) -> Sequence[Incoming]:  # fmt: skip
+        state = self.state
+        decided = decide(state, incoming, now_ms=now_ms)
+        self.metrics.count(self.number, decided, state)
+        for arrival, verdict in decided.released:
+            if verdict.effect == "refused":
+                await self._refuse(topics.OUTCOMES, arrival.offset, None, verdict)
+        if decided.choices:
+            settings = state.catalog.settings
+            values = decision_records(
+                decided,
+                arms=[arm.arm for arm in state.catalog.arms],
+                policy=settings.policy,
+                features=self.features,
+                catalog=state.catalog.offset,
+                statistics=state.statistics,
+                seed=settings.seed,
+                ttl_ms=state.limits.reservation_ttl_ms,
+            )
+            passed = None
+            if headers:
+                passed = [headers.get(c.request.offset, ()) for c in decided.choices]
+            await self.decisions.send(
+                None,
+                values,
+                keys=[c.request.budget.partition("/")[0].encode() for c in decided.choices],
+                headers=passed,
+                first_offset=decided.first_offset,
+            )
+        return decided.conflicts
+
+    async def _refuse(self, topic: str, offset: int, value: bytes | None, verdict: Verdict) -> None:
+        # After a kill a record is read again; its dead letter is there already.
+        if (topic, offset) in self.known_dead:
+            return
+        self.metrics.dead_letters.labels(topic, verdict.reason).inc()
+        letter = dead_letter(
+            topic, self.number, offset, value, reason=verdict.reason, detail=verdict.detail,
+            at_ms=self.state.clock_ms,
+        )  # fmt: skip
+        await self.dead_letters.send(f"{topic}/{self.number}/{offset}".encode(), [letter])
+
+    async def _refuse_entries(self) -> None:
+        """Write dead letters for the catalog's; the catalog has the one partition 0."""
+        for offset, (record, error) in self.follower.refused.items():
+            verdict = Verdict("refused", error.reason, error.detail)
+            await self._refuse(topics.CATALOG, offset, record.value, verdict)
+            self.known_dead.add((topics.CATALOG, offset))
+
+    def _refresh(self) -> None:
+        """Take the newest catalog and what other partitions have learned."""
+        state, follower = self.state, self.follower
+        if follower.catalog.offset != state.catalog.offset:
+            if follower.catalog.settings != state.catalog.settings:
+                raise PolicyChangedError(str(follower.catalog.settings))
+            state.set_catalog(follower.catalog)
+        if follower.statistics_offset > state.statistics:
+            for (source, arm), learned in follower.learned.items():
+                mine = source == self.number
+                same = learned.record.policy == state.catalog.settings.policy
+                if learned.offset >= state.statistics and not mine and same:
+                    state.policy.merge(arm, source, base64.b64decode(learned.record.state_b64))
+            state.statistics = follower.statistics_offset
+
+    # -- state out
+
+    def commit_position(self, topic: str) -> int | None:
+        """Return how far a topic is done with for good: durable in decisions and tables."""
+        if topic == topics.REQUESTS:
+            return self.committed_requests
+        return self.committed_outcomes
+
+    async def checkpoint(self, *, everything: bool = False) -> None:
+        """Write the dirty pages, then the position from which a fold must begin.
+
+        What is written contains only decisions and dead letters that were acknowledged.
+        """
+        async with self.lock:
+            if self.number == 0:
+                await self._refuse_entries()
+            await self.decisions.flush()
+            await self.dead_letters.flush()
+            self._checkpoints += 1
+            late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
+            state = self.state
+            pages = [p for p in state.gate.dirty if late or p[0] != "reservation"]
+            dumped = {page: state.dump_page(page) for page in pages}
+            arms = [str(key) for kind, key in pages if kind == "arm"]
+            learned = {arm: state.policy.dump(arm) for arm in arms}
+            for page in pages:
+                del state.gate.dirty[page]
+            forgotten = state.reservations.forget()
+            low = state.low()
+            position = state.gate.position
+            waiting = [r.offset for queue in state.deferred.values() for r in queue]
+            done = None if self._requests_next is None else min([self._requests_next, *waiting])
+        await self._write(dumped, forgotten)
+        kept = Kept(*low)
+        await self.tables["budget-pacing"].put(
+            self.number, {POSITION_KEY: msgspec.msgpack.encode(kept)}
+        )
+        self.committed_outcomes = max(self.committed_outcomes, low.outcomes)
+        if done is not None:
+            self.committed_requests = done
+        await self._publish(learned, position)
+        self.metrics.checkpoint_pages.inc(len(dumped))
+
+    async def _write(self, pages: Mapping[PageKey, bytes], forgotten: Sequence[PageKey]) -> None:
+        by_table: dict[str, dict[bytes, bytes | None]] = {}
+        for page, data in pages.items():
+            by_table.setdefault(TABLE_OF[page[0]], {})[page_key(page)] = data
+        for page in forgotten:
+            by_table.setdefault(TABLE_OF[page[0]], {})[page_key(page)] = None
+        for table, values in by_table.items():
+            await self.tables[table].put(self.number, values)
+
+    async def _publish(self, learned: Mapping[str, bytes], position: Position) -> None:
+        """Let the other partitions know what this one has learned."""
+        if not learned:
+            return
+        policy = self.state.catalog.settings.policy
+        values = [
+            encode(
+                Statistics(
+                    partition=self.number,
+                    arm=arm,
+                    policy=policy,
+                    decisions=position.decisions,
+                    outcomes=position.outcomes,
+                    state_b64=base64.b64encode(state).decode(),
+                )
+            )
+            for arm, state in learned.items()
+        ]
+        keys = [f"{self.number}:{arm}".encode() for arm in learned]
+        await self.statistics.send(None, values, keys=keys)
+        await self.statistics.flush()
+
+
+class PolicyChangedError(Exception):
+    """The catalog names another policy; a worker takes it up when it starts anew."""
+
+    def __init__(self, settings: str) -> None:
+        super().__init__(f"the catalog's policy has changed, starting anew: {settings}")
+
+
+def page_key(page: PageKey) -> bytes:
+    """Return a page's key in its table."""
+    return f"{page[0]}:{page[1]}".encode()
+
+
+def parse_page_key(key: bytes) -> PageKey:
+    """Return the page of a key."""
+    kind, _, name = key.decode().partition(":")
+    return (kind, int(name) if kind in ("budget", "reservation") else name)

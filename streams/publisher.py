@@ -1,0 +1,91 @@
+"""Produces records in batches, one partition at a time, and knows what is not acknowledged yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+Headers = Sequence[tuple[str, bytes]]
+BATCH_BYTES = 1 << 19
+
+
+class OverlapError(Exception):
+    """Another writer has written to a partition that this worker believed to own."""
+
+    def __init__(self, topic: str, partition: int, expected: int, found: int) -> None:
+        super().__init__(
+            f"{topic}/{partition}: wrote at {found}, expected {expected}: another worker writes too"
+        )
+
+
+def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaProducer:
+    """Return the producer for everything that must not be lost."""
+    return AIOKafkaProducer(
+        bootstrap_servers=kafka,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        max_batch_size=BATCH_BYTES,
+        max_request_size=4 * BATCH_BYTES,
+        request_timeout_ms=request_timeout_ms,
+    )
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What one partition of one topic is sent; offsets are checked where they are foretold."""
+
+    producer: AIOKafkaProducer
+    topic: str
+    partition: int
+    pending_max: int = 64
+    _pending: list[tuple[asyncio.Future[Any], int | None]] = field(default_factory=list)
+
+    async def send(
+        self, key: bytes | None, values: Sequence[bytes], *, keys: Sequence[bytes] | None = None,
+        headers: Sequence[Headers] | None = None, first_offset: int | None = None,
+    ) -> None:  # fmt: skip
+        """Send records; :meth:`flush` tells whether they arrived.
+
+        With ``first_offset`` the records must be appended there. Waits while more than
+        ``pending_max`` batches are not acknowledged.
+        """
+        builder, begun = self.producer.create_batch(), 0
+        for number, value in enumerate(values):
+            record_key = key if keys is None else keys[number]
+            record_headers = list(headers[number]) if headers else []
+            if builder.append(
+                key=record_key, value=value, timestamp=None, headers=record_headers
+            ) is None:  # fmt: skip
+                await self._send(builder, begun, first_offset)
+                builder, begun = self.producer.create_batch(), number
+                if builder.append(
+                    key=record_key, value=value, timestamp=None, headers=record_headers
+                ) is None:  # fmt: skip
+                    raise ValueError(f"a record of {len(value)} bytes does not fit a batch")
+        if builder.record_count():
+            await self._send(builder, begun, first_offset)
+
+    async def _send(self, builder: Any, begun: int, first_offset: int | None) -> None:
+        builder.close()
+        future = await self.producer.send_batch(builder, self.topic, partition=self.partition)
+        self._pending.append((future, None if first_offset is None else first_offset + begun))
+        while len(self._pending) > self.pending_max:
+            await self._settle_first()
+
+    async def flush(self) -> None:
+        """Return when everything sent so far is acknowledged, where it was foretold to lie."""
+        while self._pending:
+            await self._settle_first()
+
+    async def _settle_first(self) -> None:
+        future, expected = self._pending[0]
+        metadata = await future
+        if self._pending and self._pending[0][0] is future:
+            self._pending.pop(0)
+            if expected is not None and metadata.offset != expected:
+                raise OverlapError(self.topic, self.partition, expected, metadata.offset)

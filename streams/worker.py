@@ -1,0 +1,166 @@
+"""The worker: a Faust app that owns partitions and lets their records through.
+
+One request's way: topic ``requests`` → :func:`route` → ``Partition.on_requests`` →
+``policy.decide`` → topic ``decisions``. One outcome's way: topic ``outcomes`` → :func:`settle` →
+``Partition.on_outcomes`` → ``policy.settle``. A timer writes the dirty pages to the tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from faust.types import TP
+from prometheus_client import start_http_server
+
+from policy.catalog import Catalog
+from policy.lexical import LexicalEncoder, default_encoder
+from policy.state import Limits
+from streams import topics
+from streams.config import Config
+from streams.faust_batches import BatchApp
+from streams.following import Follower
+from streams.intake import Intake
+from streams.log import LogReader
+from streams.metrics import Metrics
+from streams.opening import Opener
+from streams.partition import Partition
+from streams.publisher import make_producer
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """One process; ``run`` returns after SIGTERM or SIGINT, drained."""
+
+    def __init__(self, config: Config, kafka: str) -> None:
+        self._config = config
+        self.metrics = Metrics()
+        self.partitions: dict[int, Partition] = {}
+        self.app = BatchApp(
+            config.app_id,
+            broker=f"kafka://{kafka}",
+            broker_session_timeout=config.session_timeout_s,
+            broker_heartbeat_interval=min(1.0, config.session_timeout_s / 4),
+            broker_commit_interval=config.checkpoint_ms / 1_000,
+        )
+        self.producer = make_producer(kafka)
+        self.reader = LogReader(kafka)
+        self.follower = Follower(kafka)
+        self._encoder: LexicalEncoder | None = None
+        self._following: asyncio.Task[None] | None = None
+        self.tables = {
+            name: self.app.checkpoint_table(name, partitions=config.partitions)
+            for name in topics.TABLES
+        }
+        self._declare()
+
+    def _declare(self) -> None:
+        app = self.app
+
+        @app.batch_agent(app.batch_topic(topics.REQUESTS), name="tollway.route")
+        async def route(batches: Any) -> None:
+            """Decide requests: which model, at what reserved price, and why."""
+            async for batch in batches:
+                await self.partitions[batch.partition].on_requests(batch)
+
+        @app.batch_agent(app.batch_topic(topics.OUTCOMES), name="tollway.settle")
+        async def settle(batches: Any) -> None:
+            """Settle reservations and learn from outcomes."""
+            async for batch in batches:
+                await self.partitions[batch.partition].on_outcomes(batch)
+
+        @app.timer(interval=self._config.checkpoint_ms / 1_000, name="tollway.checkpoint")  # type: ignore[untyped-decorator]
+        async def checkpoint() -> None:
+            """Write what has changed to the tables, and tell others what was learned."""
+            for partition in list(self.partitions.values()):
+                if self.app.owns(topics.REQUESTS, partition.number):
+                    await partition.checkpoint()
+
+        app.on_assigned = self._on_assigned
+        app.before_commit = self._before_commit
+        app.on_revoked = self._on_revoked
+        app.commit_positions = self._commit_position
+
+    async def run(self) -> None:
+        """Work until told to stop; a crash of any part ends the process with code 70."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.app.request_stop)
+        if self._config.metrics_port:
+            start_http_server(
+                self._config.metrics_port, "127.0.0.1", registry=self.metrics.registry
+            )
+        await self.producer.start()
+        await self.reader.start()
+        await self.follower.start()
+        self._following = asyncio.create_task(self._follow())
+        try:
+            await self.app.run()
+        finally:
+            self._following.cancel()
+            await self.follower.stop()
+            await self.reader.stop()
+            await self.producer.stop()
+
+    async def _follow(self) -> None:
+        try:
+            await self.follower.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:  # noqa: BLE001
+            self.app.fatal(exc)
+
+    # -- the hooks of the app
+
+    async def _on_assigned(self, assigned: frozenset[TP]) -> Mapping[TP, int]:
+        opener = Opener(
+            reader=self.reader,
+            follower=self.follower,
+            make_intake=self._intake,
+            tables=self.tables,
+            producer=self.producer,
+            limits=Limits(
+                reservation_ttl_ms=self._config.reservation_ttl_ms, defer_ms=self._config.defer_ms
+            ),
+            metrics=self.metrics,
+            features=self._features,
+        )
+        starts = {}
+        for number in sorted({tp.partition for tp in assigned}):
+            partition = await opener.open(number)
+            self.partitions[number] = partition
+            starts[TP(topics.OUTCOMES, number)] = partition.state.gate.position.outcomes
+        logger.info("assigned partitions %s", sorted(self.partitions))
+        return starts
+
+    async def _before_commit(self, owned: frozenset[TP]) -> None:
+        for number in sorted({tp.partition for tp in owned}):
+            if number in self.partitions:
+                await self.partitions[number].checkpoint(everything=True)
+
+    async def _on_revoked(self, revoked: frozenset[TP]) -> None:
+        self.partitions.clear()
+
+    def _commit_position(self, tp: TP) -> int | None:
+        partition = self.partitions.get(tp.partition)
+        return None if partition is None else partition.commit_position(tp.topic)
+
+    # -- features and the catalog
+
+    def _intake(self, catalog: Catalog) -> Intake:
+        if catalog.encoder == "none":
+            return Intake(catalog, None)
+        if self._encoder is None:
+            self._encoder = default_encoder()
+        return Intake(catalog, self._encoder.encode)
+
+    def _features(self) -> str:
+        if self.follower.catalog.encoder == "none":
+            return "given"
+        self._intake(self.follower.catalog)
+        assert self._encoder is not None
+        return self._encoder.version
