@@ -27,6 +27,7 @@ from streams.embedded import (
     status,
     up,
 )
+from streams.embedded.kafka import _new_cluster_id
 from streams.embedded.processes import (
     Process,
     User,
@@ -272,6 +273,13 @@ def test_half_formatted_broker_is_formatted_anew_and_outlives_its_starter(server
     assert server.start() == result.stdout.strip()
     server.stop()
     assert not server.running
+
+
+def test_cluster_ids_are_never_taken_for_an_option():
+    ids = {_new_cluster_id() for _ in range(2_000)}
+    assert len(ids) == 2_000
+    assert {len(cluster) for cluster in ids} == {22}
+    assert not any(cluster.startswith("-") for cluster in ids)
 
 
 def test_explicit_port_that_is_taken_is_an_error(tmp_path):

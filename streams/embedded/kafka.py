@@ -213,7 +213,7 @@ class KafkaServer:
         if marker.exists():
             return
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        cluster = _new_cluster_id()
         command = [
             *self._java("-Xmx128m", "-XX:TieredStopAtLevel=1"),
             "kafka.tools.StorageTool",
@@ -272,6 +272,14 @@ class KafkaServer:
 
     def _log_tails(self) -> str:
         return f"{tail(self._log_path)}\n{tail(self._output_path)}".strip()
+
+
+def _new_cluster_id() -> str:
+    """Return a random identifier as Kafka writes it: 16 bytes in 22 letters."""
+    first, *rest = uuid.uuid4().bytes
+    # With its highest bit clear the text cannot begin with a dash, which the command line of
+    # Kafka's tool would take for an option.
+    return urlsafe_b64encode(bytes([first & 0x7F, *rest])).rstrip(b"=").decode()
 
 
 def _answers(port: int) -> bool:
