@@ -98,13 +98,14 @@ GROUP BY account ORDER BY budget, place
 """
 
 # Per budget: the sum must be zero, no account on its wrong side, and what is reserved must be
-# what open reservations say.
+# what the decisions reserved that are neither settled nor expired.
 TRIAL_BALANCE = """
 CREATE VIEW audit_trial_balance AS
 WITH open AS (
-    SELECT d.budget, sum(r.reserved_nanousd) AS open_nanousd
-    FROM audit_requests r JOIN decisions d USING (partition, request_id)
-    WHERE NOT r.is_settled AND NOT r.is_expired GROUP BY d.budget
+    SELECT d.budget, sum(d.reserved_nanousd) AS open_nanousd
+    FROM decisions d LEFT JOIN audit_requests r USING (partition, request_id)
+    WHERE d.arm IS NOT NULL AND r.is_settled IS NOT TRUE AND r.is_expired IS NOT TRUE
+    GROUP BY d.budget
 ), books AS (
     SELECT budget, sum(balance_nanousd) AS sum_nanousd,
         count(*) FILTER (
@@ -113,9 +114,9 @@ WITH open AS (
         coalesce(sum(balance_nanousd) FILTER (WHERE place = 'reserved'), 0) AS reserved_nanousd
     FROM audit_balances GROUP BY budget
 )
-SELECT budget, sum_nanousd, wrong_sides,
-    reserved_nanousd - coalesce(open_nanousd, 0) AS unexplained_reserved_nanousd
-FROM books LEFT JOIN open USING (budget) ORDER BY budget
+SELECT budget, coalesce(sum_nanousd, 0) AS sum_nanousd, coalesce(wrong_sides, 0) AS wrong_sides,
+    coalesce(reserved_nanousd, 0) - coalesce(open_nanousd, 0) AS unexplained_reserved_nanousd
+FROM books FULL JOIN open USING (budget) ORDER BY budget
 """
 
 UTILISATION = """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import psycopg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -75,7 +76,9 @@ def _next_offset(database_url: str, topic: str) -> int:
     return 0 if row is None else int(str(row[0]))
 
 
-def write_catalog(database_url: str, topic: str, entries: list[tuple[bytes | None, Raw]]) -> None:
+def write_catalog(
+    database_url: str, topic: str, entries: Sequence[tuple[bytes | None, Raw]]
+) -> None:
     """Write records of the catalog, given with their keys; repeating it has no effect."""
     connection = connect_sink(database_url)
     with contextlib.closing(connection), connection.transaction(), connection.cursor() as cursor:

@@ -1,0 +1,531 @@
+"""The ledger on a real Postgres: bookings, fencing, commits in doubt, audits, migrations."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import psycopg
+import pytest
+import typer
+from sqlalchemy import make_url
+from typer.testing import CliRunner
+
+from policy.calendar import window_end_ms, window_start_ms
+from streams.commands import ledger as commands
+from streams.config import Config
+from streams.ledger import migrate, schema
+from streams.ledger.audit import AUDITS, UnknownAuditError, run_audit
+from streams.ledger.catalog import write_catalog
+from streams.ledger.database import connection_string
+from streams.ledger.errors import LedgerFencedError, LedgerSchemaError
+from streams.ledger.rows import Raw
+from streams.ledger.unit import Batch
+from streams.ledger.writer import LedgerWriter
+from streams.records import (
+    BudgetEntry,
+    Decision,
+    Outcome,
+    PriceEntry,
+    PriceTag,
+    Seen,
+    Usage,
+    encode,
+)
+
+pytestmark = pytest.mark.postgres
+
+T0 = 1_800_000_000_000
+TTL_MS = 600_000
+
+
+def decision(request_id: str, *, at_ms: int = T0, **changes: Any) -> Decision:
+    """Return a decision that reserves 1,000 nano-dollars at 1 per token."""
+    fields: dict[str, Any] = {
+        "decision_id": f"id-of-{request_id}",
+        "request_id": request_id,
+        "budget": "acme/search/key",
+        "decided_ms": at_ms,
+        "offsets": Seen(0, 0, 0, 100, 0),
+        "arm": "small@x",
+        "reserved_nanousd": 1_000,
+        "expires_ms": at_ms + TTL_MS,
+        "price": PriceTag(1, 1_000, 1_000),
+    }
+    return Decision(**(fields | changes))
+
+
+def usage(request_id: str, tokens: int, **changes: Any) -> Outcome:
+    return Outcome(request_id=request_id, usage=Usage(tokens, 0), **changes)
+
+
+class Topics:
+    """The two topics of one partition, and a writer that books what is appended to them."""
+
+    def __init__(self, database_url: str, **options: Any) -> None:
+        self.url = database_url
+        self.writer = LedgerWriter(database_url, decisions="d", outcomes="o", **options)
+        self.unit = self.writer.claim(0)
+        self.offsets = [0, 0]
+
+    def batch(self, *records: Decision | Outcome | bytes, at_ms: int = T0, topic: int = 1) -> Batch:
+        """Append the records; bytes go to the outcomes, or to ``topic``."""
+        logs: tuple[list[Raw], list[Raw]] = ([], [])
+        for record in records:
+            where = topic if isinstance(record, bytes) else int(isinstance(record, Outcome))
+            value = record if isinstance(record, bytes) else encode(record)
+            logs[where].append(Raw(self.offsets[where], at_ms, value))
+            self.offsets[where] += 1
+        return Batch(decisions=logs[0], outcomes=logs[1])
+
+    def book(self, *records: Decision | Outcome | bytes, at_ms: int = T0, topic: int = 1) -> None:
+        self.writer.flush(self.unit, self.batch(*records, at_ms=at_ms, topic=topic))
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(connection_string(self.url)) as connection:
+            return connection.execute(statement).fetchall()
+
+    def booked(self, request_id: str) -> dict[str, int]:
+        return {
+            kind: amount
+            for name, kind, amount in self.rows(
+                "SELECT request_id, kind, amount_nanousd FROM transfers ORDER BY line"
+            )
+            if name == request_id
+        }
+
+    def wrong(self) -> dict[str, int]:
+        """Return which audits find that a promise of the ledger is broken."""
+        answers = (run_audit(self.url, name) for name in AUDITS if name != "savings")
+        return {answer.name: answer.wrong for answer in answers if answer.wrong}
+
+
+@pytest.fixture(scope="module")
+def ledger_url(postgres: str) -> Iterator[str]:
+    """Return the URL of a migrated database; migrating one for every test would take longest."""
+    name = f"ledger_{uuid.uuid4().hex}"
+    with psycopg.connect(connection_string(postgres), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        url = make_url(postgres).set(database=name).render_as_string(hide_password=False)
+        migrate.upgrade(url)
+        yield url
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def topics(ledger_url: str) -> Iterator[Topics]:
+    with psycopg.connect(connection_string(ledger_url)) as connection:
+        connection.execute("SET session_replication_role = replica")
+        names = ", ".join(table.name for table in schema.metadata.sorted_tables)
+        connection.execute(f"TRUNCATE {names}".encode())
+    topics = Topics(ledger_url)
+    yield topics
+    topics.writer.close()
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one-flush", "flush-each"])
+@pytest.mark.parametrize("outcome_first", [True, False], ids=["outcome-first", "decision-first"])
+@pytest.mark.parametrize(
+    ("tokens", "after_ms", "booked"),
+    [
+        pytest.param(400, 1, {"reserve": 1_000, "settle": 400, "release": 600}, id="settle"),
+        pytest.param(1_000, 1, {"reserve": 1_000, "settle": 1_000}, id="all-of-it"),
+        pytest.param(1_300, 1, {"reserve": 1_000, "settle": 1_000, "overrun": 300}, id="overrun"),
+        pytest.param(
+            400,
+            TTL_MS + 1,
+            {"reserve": 1_000, "expire": 1_000, "adjust": 1_000, "settle": 400, "release": 600},
+            id="late",
+        ),
+    ],
+)
+def test_bookings_do_not_depend_on_the_order_of_the_topics(
+    topics: Topics,
+    tokens: int,
+    after_ms: int,
+    booked: dict[str, int],
+    outcome_first: bool,
+    together: bool,
+) -> None:
+    first = topics.batch(decision("r1"))
+    second = topics.batch(usage("r1", tokens), at_ms=T0 + after_ms)
+    if together:
+        topics.writer.flush(topics.unit, Batch(decisions=first.decisions, outcomes=second.outcomes))
+    else:
+        for batch in (second, first) if outcome_first else (first, second):
+            topics.unit.cases.clear()
+            topics.writer.flush(topics.unit, batch)
+    assert topics.booked("r1") == booked
+    assert topics.wrong() == {}
+
+
+def test_a_reservation_expires_by_the_outcomes_clock_and_is_trued_up_once(topics: Topics) -> None:
+    topics.book(decision("r1"), decision("r2"), usage("r2", 10))
+    topics.book(usage("other", 1), at_ms=T0 + TTL_MS)
+    assert "expire" not in topics.booked("r1")
+    topics.book(b"unreadable, but the clock goes on", at_ms=T0 + TTL_MS + 1)
+    assert topics.booked("r1") == {"reserve": 1_000, "expire": 1_000}
+    assert "expire" not in topics.booked("r2")
+    # A decision that is read after its time has passed has expired at once.
+    topics.book(decision("r3"))
+    assert topics.booked("r3") == {"reserve": 1_000, "expire": 1_000}
+    topics.book(usage("r1", 300), usage("r1", 300), at_ms=T0 + TTL_MS + 2)
+    assert topics.booked("r1") == {
+        "reserve": 1_000,
+        "expire": 1_000,
+        "adjust": 1_000,
+        "settle": 300,
+        "release": 700,
+    }
+    balances = {row[1]: row[5] for row in run_audit(topics.url, "balances").rows}
+    assert balances == {"available": -1_310, "expired": 1_000, "reserved": 0, "spent": 310}
+    assert topics.wrong() == {}
+
+
+def test_the_first_record_counts_and_others_are_copies_or_conflicts(topics: Topics) -> None:
+    topics.book(decision("r1"), usage("r1", 100, reward=0.5))
+    topics.book(
+        decision("r1"),
+        decision("r1", reserved_nanousd=5),
+        usage("r1", 100),
+        usage("r1", 200, reward=0.5),
+        usage("unknown", 1),
+        Outcome(request_id="r1", decision_id="id-of-another", reward=0.5),
+    )
+    assert topics.booked("r1") == {"reserve": 1_000, "settle": 100, "release": 900}
+    assert topics.rows("SELECT topic, duplicates FROM cursors ORDER BY topic") == [
+        ("d", 1),
+        ("o", 2),
+    ]
+    found = "SELECT topic, record_offset, part, reason, first_offset FROM conflicts ORDER BY 1, 2"
+    assert topics.rows(found) == [
+        ("d", 2, "decision", "other_content", 0),
+        ("o", 2, "usage", "other_usage", 0),
+        ("o", 4, "reward", "other_decision", 0),
+    ]
+    unmatched = run_audit(topics.url, "unmatched").rows
+    assert [row[:3] for row in unmatched] == [["no_decision", 0, 3], ["other_decision", 0, 4]]
+    assert topics.wrong() == {}
+
+
+def test_an_outcome_waits_for_its_decision_for_a_minute(topics: Topics) -> None:
+    topics.book(usage("r1", 100), usage("r2", 100))
+    topics.book(usage("r2", 200), at_ms=T0 + 1)
+    topics.book(decision("r1", at_ms=T0 + 60_000), decision("r2", at_ms=T0 + 60_001))
+    assert topics.booked("r1")["settle"] == 100
+    # The first outcome came too early to count, so the second is the first that does.
+    assert topics.booked("r2")["settle"] == 200
+    assert topics.rows("SELECT record_offset, reason FROM conflicts") == [(1, "too_early")]
+
+
+def test_rejections_and_unreadable_records_move_no_money(topics: Topics) -> None:
+    rejected = decision("r1", arm=None, rejected="budget", price=None, reserved_nanousd=0)
+    topics.book(rejected, usage("r1", 5), b"{", b'{"request_id":"r1","unknown":1}')
+    topics.book(b'{"decision_id":1}', topic=0)
+    assert topics.rows("SELECT rejected FROM decisions") == [("budget",)]
+    assert topics.rows("SELECT count(*) FROM transfers") == [(0,)]
+    letters = "SELECT topic, record_offset, reason, size FROM dead_letters ORDER BY 1, 2"
+    assert topics.rows(letters) == [
+        ("d", 1, "wrong_type", 17),
+        ("o", 1, "undecodable", 1),
+        ("o", 2, "unknown_field", 31),
+    ]
+
+
+def test_what_the_database_refuses_is_unrolled_and_dead_lettered(topics: Topics) -> None:
+    """Two requests with one decision id: a fault that only the table's key can see."""
+    topics.book(
+        decision("r1"), decision("r2", decision_id="id-of-r1"), decision("r3"), usage("r3", 7)
+    )
+    assert topics.booked("r1") and topics.booked("r3")["settle"] == 7
+    assert topics.booked("r2") == {}
+    assert topics.rows("SELECT record_offset, reason, detail FROM dead_letters") == [
+        (1, "refused", "UniqueViolation 23505")
+    ]
+    assert topics.rows("SELECT next_offset FROM cursors ORDER BY topic") == [(3,), (1,)]
+    assert topics.wrong() == {}
+
+
+def test_an_older_writer_is_fenced_off(topics: Topics) -> None:
+    older, batch = topics, topics.batch(decision("r1"))
+    newer = Topics(topics.url)
+    newer.offsets = [0, 0]
+    with pytest.raises(LedgerFencedError):
+        older.writer.flush(older.unit, batch)
+    newer.writer.flush(newer.unit, batch)
+    with pytest.raises(LedgerFencedError):
+        older.writer.flush(older.unit, batch)
+    assert older.writer.counts.fenced == 2
+    assert newer.rows("SELECT epoch, count(*) FROM transfers GROUP BY epoch") == [(2, 1)]
+    newer.writer.close()
+
+
+class CommitCutter:
+    """Stands between client and server and cuts the first COMMIT of a transaction with rows.
+
+    With ``forward`` the server gets the COMMIT, and only its reply is lost.
+    """
+
+    def __init__(self, database_url: str, *, forward: bool) -> None:
+        url = make_url(database_url)
+        self._server = (url.host, url.port)
+        self._forward = forward
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.cuts = 0
+        port = self._listener.getsockname()[1]
+        self.url = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        # Closing alone would not wake the thread that accepts.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                thread = threading.Thread(target=self._relay, args=[client])
+                self._threads.append(thread)
+                thread.start()
+
+    def _relay(self, client: socket.socket) -> None:
+        cut = threading.Event()
+        with client, socket.create_connection(self._server) as server:
+            replies = threading.Thread(target=self._replies, args=[client, server, cut])
+            replies.start()
+            self._requests(client, server, cut)
+            replies.join()
+
+    def _requests(self, client: socket.socket, server: socket.socket, cut: Event) -> None:
+        has_rows = False
+        with suppress(OSError):
+            while data := client.recv(65_536):
+                has_rows |= b"COPY" in data
+                if has_rows and b"COMMIT" in data and not self.cuts:
+                    self.cuts += 1
+                    cut.set()
+                    if not self._forward:
+                        client.shutdown(socket.SHUT_RDWR)
+                        break
+                server.sendall(data)
+            server.shutdown(socket.SHUT_RDWR)
+
+    def _replies(self, client: socket.socket, server: socket.socket, cut: Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(65_536):
+                if cut.is_set():
+                    break
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(("forward", "in_doubt"), [(True, 1), (False, 0)], ids=["reply", "commit"])
+def test_a_commit_in_doubt_is_looked_up_and_not_repeated(
+    topics: Topics, forward: bool, in_doubt: int
+) -> None:
+    cutter = CommitCutter(topics.url, forward=forward)
+    try:
+        cut = Topics(cutter.url)
+        batch = cut.batch(decision("r1"), usage("r1", 100))
+        with pytest.raises(psycopg.OperationalError):
+            cut.writer.flush(cut.unit, batch)
+        cut.writer.flush(cut.unit, batch)
+        cut.book(decision("r1"), decision("r2"), usage("r2", 7))
+        cut.writer.close()
+    finally:
+        cutter.close()
+    assert cutter.cuts == 1
+    assert (cut.writer.counts.in_doubt, cut.writer.counts.fenced) == (in_doubt, 0)
+    assert topics.booked("r1") == {"reserve": 1_000, "settle": 100, "release": 900}
+    assert topics.rows("SELECT topic, next_offset, duplicates FROM cursors ORDER BY topic") == [
+        ("d", 3, 1),
+        ("o", 2, 0),
+    ]
+    assert topics.wrong() == {}
+
+
+def test_a_restored_database_is_not_taken_for_a_commit_in_doubt(topics: Topics) -> None:
+    topics.book(decision("r1"), decision("r2"))
+    with psycopg.connect(connection_string(topics.url)) as connection:
+        connection.execute("UPDATE cursors SET next_offset = 1 WHERE topic = 'd'")
+    with pytest.raises(LedgerFencedError):
+        topics.book(decision("r3"))
+
+
+@pytest.mark.parametrize("table", ["transfers", "decisions", "outcomes"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {} SET request_id = 'x'", "DELETE FROM {}", "TRUNCATE {}"]
+)
+def test_the_journal_is_append_only(topics: Topics, table: str, statement: str) -> None:
+    topics.book(decision("r1"), usage("r1", 1))
+    with (
+        psycopg.connect(connection_string(topics.url)) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"),
+    ):
+        connection.execute(statement.format(table).encode())
+
+
+def test_migrations_go_up_and_down_and_match_the_tables(database_url: str) -> None:
+    with pytest.raises(LedgerSchemaError, match="tollway migrate"):
+        migrate.require_head(database_url)
+    migrate.upgrade(database_url)
+    migrate.upgrade(database_url)
+    migrate.require_head(database_url)
+    migrate.check(database_url)
+    migrate.downgrade(database_url)
+    left = """
+        SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace
+                AND relname NOT LIKE 'alembic_version%'),
+            (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace)
+    """
+    with psycopg.connect(connection_string(database_url)) as connection:
+        assert connection.execute(left).fetchone() == (0, 0)
+    migrate.upgrade(database_url)
+    migrate.check(database_url)
+
+
+def test_windows_in_the_database_are_those_of_the_calendar(topics: Topics) -> None:
+    instants = [0, 1, 345_599_999, 345_600_000, T0, T0 + 86_399_999, 1_709_251_199_999]
+    for window in ("hour", "day", "week", "month", "total", "90s", "86400s"):
+        for at_ms in instants:
+            wanted = (window_start_ms(window, at_ms), window_end_ms(window, at_ms))
+            call = f"('{window}', {at_ms})"
+            assert topics.rows(f"SELECT window_start_ms{call}, window_end_ms{call}") == [wanted]
+
+
+def catalog(topics: Topics, *entries: BudgetEntry | PriceEntry, start: int = 0) -> None:
+    rows = [(b"", Raw(start + i, T0, encode(entry))) for i, entry in enumerate(entries)]
+    write_catalog(topics.url, "c", rows)
+
+
+def seen(*, outcomes: int, catalog: int = 100) -> Seen:
+    return Seen(0, 0, outcomes, catalog, 0)
+
+
+def test_caps_follow_the_order_in_which_the_worker_saw_the_records(topics: Topics) -> None:
+    """Three reservations fit one after another, though the sink reads the decisions first."""
+    catalog(topics, BudgetEntry(budget="acme", limit_nanousd=1_900, window="day"))
+    topics.book(
+        decision("r1", offsets=seen(outcomes=0)),
+        decision("r2", offsets=seen(outcomes=1)),
+        decision("r3", offsets=seen(outcomes=2)),
+    )
+    topics.book(usage("r1", 400), usage("r2", 200))
+    assert run_audit(topics.url, "caps").rows == []
+    # One more while r3 is in flight holds 400 + 200 + 1,000 + 1,000.
+    topics.book(decision("r4", offsets=seen(outcomes=2)))
+    answer = run_audit(topics.url, "caps")
+    columns = ("budget", "limit_nanousd", "held_nanousd", "over_nanousd", "request_id")
+    over = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    assert [tuple(row[c] for c in columns) for row in over] == [("acme", 1_900, 2_600, 700, "r4")]
+    assert answer.wrong == 1
+    assert run_audit(topics.url, "caps", budget="acme/search").rows == []
+
+
+def test_a_cap_is_the_limit_that_the_decision_had_seen_in_its_own_window(topics: Topics) -> None:
+    catalog(topics, BudgetEntry(budget="acme", limit_nanousd=2_000, window="day"))
+    catalog(topics, BudgetEntry(budget="acme", limit_nanousd=1_000, window="day"), start=5)
+    topics.book(
+        decision("r1", offsets=seen(outcomes=0, catalog=5)),
+        decision("r2", offsets=seen(outcomes=0, catalog=5)),
+        decision("r3", offsets=seen(outcomes=0, catalog=6), at_ms=T0 + 86_400_000),
+    )
+    assert run_audit(topics.url, "caps").rows == []
+    topics.book(decision("r4", offsets=seen(outcomes=0, catalog=6), at_ms=T0 + 86_400_000))
+    assert [row[6] for row in run_audit(topics.url, "caps").rows] == ["r4"]
+
+
+def test_spend_utilisation_and_savings_are_of_every_level(topics: Topics) -> None:
+    catalog(
+        topics,
+        BudgetEntry(budget="acme", limit_nanousd=10_000, window="day"),
+        BudgetEntry(budget="acme/search", limit_nanousd=5_000, window="total"),
+        PriceEntry(arm="small@x", version=1, input=1_000, output=1_000),
+        PriceEntry(arm="large@x", version=1, input=5_000, output=5_000),
+    )
+    topics.book(decision("r1"), decision("r2"), decision("r3"), decision("r4"))
+    topics.book(usage("r1", 300), usage("r2", 1_100))
+    topics.book(b"", at_ms=T0 + TTL_MS + 1)
+    topics.book(decision("r5", at_ms=T0 + TTL_MS, offsets=seen(outcomes=3)))
+    spend = run_audit(topics.url, "spend").rows
+    assert spend == [
+        [level, "small@x", "2027-01-15", 2, 1_300, 100, 1_400]
+        for level in ("acme", "acme/search", "acme/search/key")
+    ]
+    answer = run_audit(topics.url, "utilisation", now_ms=T0 + TTL_MS)
+    day, total = (dict(zip(answer.columns, row, strict=True)) for row in answer.rows)
+    amounts = ("reserved_nanousd", "spent_nanousd", "expired_nanousd", "overrun_nanousd")
+    assert [[row[name] for name in amounts] for row in (day, total)] == [
+        [1_000, 1_300, 2_000, 100],
+        [1_000, 1_300, 2_000, 100],
+    ]
+    # 3,400 of 5,000 are gone after ten minutes, so the rest lasts for another 282 seconds.
+    assert total["used_share"] == 0.88
+    assert str(total["projected_exhaustion"]).startswith("2027-01-15T08:14:42")
+    assert day["used_share"] == 0.44
+    saved = run_audit(topics.url, "savings", arm="large@x").rows
+    assert saved == [["acme", 2, 1_400, 7_000, 5_600, 0.8]]
+    states = [row[:4] for row in run_audit(topics.url, "reservations").rows]
+    assert states == [
+        ["expired", "acme/search/key", "small@x", "r3"],
+        ["expired", "acme/search/key", "small@x", "r4"],
+        ["open", "acme/search/key", "small@x", "r5"],
+    ]
+    assert [row[2] for row in run_audit(topics.url, "overruns").rows] == ["r2"]
+    assert topics.wrong() == {}
+
+
+@pytest.mark.parametrize(
+    ("tampering", "audit"),
+    [
+        ("UPDATE transfers SET amount_nanousd = 101 WHERE kind = 'settle'", "rederived"),
+        ("DELETE FROM transfers WHERE kind = 'release'", "rederived"),
+        ("UPDATE decisions SET price_input = 2000", "rederived"),
+        ("UPDATE transfers SET debit_account = 'spent:other' WHERE line = 1", "trial-balance"),
+        ("UPDATE transfers SET amount_nanousd = 5000 WHERE line = 1", "trial-balance"),
+        ("DELETE FROM transfers WHERE line = 0", "cursors"),
+    ],
+)
+def test_audits_find_what_was_tampered_with(topics: Topics, tampering: str, audit: str) -> None:
+    topics.book(decision("r1"), decision("r2"), usage("r1", 100))
+    assert topics.wrong() == {}
+    with psycopg.connect(connection_string(topics.url)) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(tampering.encode())
+    assert audit in topics.wrong()
+
+
+def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: Path) -> None:
+    app = typer.Typer()
+    commands.register(app)
+    config = Config(home=tmp_path, kafka="127.0.0.1:1", database_url=topics.url)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, arguments, obj=config)
+        return result.exit_code, result.output
+
+    assert run("migrate") == (0, "ledger: revision 0003\n")
+    code, listing = run("audit")
+    assert code == 0 and all(name in listing for name in (*AUDITS, "verify"))
+    topics.book(decision("r1"), usage("r1", 1_200))
+    code, output = run("audit", "overruns", "--json")
+    assert code == 0
+    assert json.loads(output)["rows"][0]["overrun_nanousd"] == 200
+    assert "$0.000000200" in run("audit", "overruns")[1]
+    catalog(topics, BudgetEntry(budget="acme", limit_nanousd=10))
+    code, output = run("audit", "caps")
+    assert code == 1 and "1 rows break a promise" in output
+    assert run("audit", "nonsense")[0] == 2
+    with pytest.raises(UnknownAuditError, match="needs an arm"):
+        run_audit(topics.url, "savings")
