@@ -135,7 +135,7 @@ class KafkaServer:
         state = read_state(self._state_path)
         return f"{LOOPBACK}:{state.ports[0]}" if state else None
 
-    def start(self, *, timeout_s: float = 90.0) -> str:
+    def start(self, *, timeout_s: float = 180.0) -> str:
         """Start the broker unless it runs, wait until it serves, return ``host:port``."""
         require_posix()
         # Prompts may lie in the topics' files; Java would let everyone read them.
