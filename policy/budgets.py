@@ -21,7 +21,7 @@ import numpy as np
 from policy.calendar import window_end_ms, window_start_ms
 from policy.catalog import BudgetSpec, Catalog
 from policy.money import NANO_PER_USD
-from policy.pacer import PACER_DTYPE, Plan, charge, correct, roll
+from policy.pacer import Pace, Plan, charge, correct, roll
 from policy.pages import Gate, PageKey
 
 PAGE = 128
@@ -45,7 +45,7 @@ class Budgets:
         self.settled: list[int] = []
         self.window_start: list[int] = []
         self.window_end: list[int] = []
-        self.pacing = np.zeros(PAGE, PACER_DTYPE)
+        self.paces: list[Pace] = []
         self._journal: list[tuple[int, int, int, int, int, bytes]] | None = None
 
     def __len__(self) -> int:
@@ -90,10 +90,7 @@ class Budgets:
         self.settled.append(0)
         self.window_start.append(-1)
         self.window_end.append(-1)
-        if index >= len(self.pacing):
-            grown = np.zeros(2 * len(self.pacing), PACER_DTYPE)
-            grown[: len(self.pacing)] = self.pacing
-            self.pacing = grown
+        self.paces.append(Pace())
         return index
 
     def roll(self, path: Path, now_ms: int) -> None:
@@ -109,7 +106,7 @@ class Budgets:
         start, end = window_start_ms(window, now_ms), window_end_ms(window, now_ms)
         self.window_start[index], self.window_end[index] = start, end
         self.reserved[index] = self.settled[index] = 0
-        roll(self.pacing, index, window_start_ms=start, window_end_ms=end)
+        roll(self.paces[index], window_start_ms=start, window_end_ms=end)
 
     def begin_journal(self) -> None:
         """Keep what changes from here on, until :meth:`end_journal`."""
@@ -128,13 +125,13 @@ class Budgets:
             if index not in keep:
                 self.reserved[index], self.settled[index] = reserved, settled
                 self.window_start[index], self.window_end[index] = start, end
-                self.pacing[index] = np.frombuffer(pacing, PACER_DTYPE)[0]
+                self.paces[index] = Pace.unpack(pacing)
 
     def _note(self, index: int) -> None:
         if self._journal is not None:
             self._journal.append((
                 index, self.reserved[index], self.settled[index], self.window_start[index],
-                self.window_end[index], self.pacing[index].tobytes(),
+                self.window_end[index], self.paces[index].pack(),
             ))  # fmt: skip
 
     def free(self, path: Path) -> int:
@@ -164,8 +161,7 @@ class Budgets:
         for index, price, planned in zip(path, dual_price, planned_usd, strict=True):
             if self._gate.passes(_page(index)):
                 charge(
-                    self.pacing,
-                    index,
+                    self.paces[index],
                     expected_usd=expected_nanousd / NANO_PER_USD,
                     now_ms=now_ms,
                     dual_price=price,
@@ -191,8 +187,7 @@ class Budgets:
             self.reserved[index] -= held
             self.settled[index] += spent
             correct(
-                self.pacing,
-                index,
+                self.paces[index],
                 delta_usd=delta_nanousd / NANO_PER_USD,
                 expected_usd=expected_nanousd / NANO_PER_USD,
                 now_ms=now_ms,
@@ -218,7 +213,9 @@ class Budgets:
         """Return one page as bytes."""
         part = slice(number * PAGE, min((number + 1) * PAGE, len(self.names)))
         columns = (self.names, self.reserved, self.settled, self.window_start, self.window_end)
-        return msgspec.msgpack.encode([c[part] for c in columns] + [self.pacing[part].tobytes()])
+        return msgspec.msgpack.encode(
+            [c[part] for c in columns] + [[pace.pack() for pace in self.paces[part]]]
+        )
 
     def load_page(self, number: int, data: bytes) -> None:
         """Put a page back, before any other change.
@@ -226,7 +223,7 @@ class Budgets:
         A page before it may never have been written; its places stay empty, and the budgets that
         it had are placed anew while the log is folded.
         """
-        names, reserved, settled, start, end, pacing = msgspec.msgpack.decode(data)
+        names, reserved, settled, start, end, paces = msgspec.msgpack.decode(data)
         while len(self.names) < number * PAGE:
             self._append("")
         for name in names:
@@ -234,7 +231,7 @@ class Budgets:
         part = slice(number * PAGE, number * PAGE + len(names))
         self.reserved[part], self.settled[part] = reserved, settled
         self.window_start[part], self.window_end[part] = start, end
-        self.pacing[part] = np.frombuffer(pacing, PACER_DTYPE)
+        self.paces[part] = [Pace.unpack(packed) for packed in paces]
 
     def content(self) -> dict[str, tuple[int, int, int, int, bytes]]:
         """Return what is known of each budget that was ever used, wherever it is placed."""
@@ -243,7 +240,7 @@ class Budgets:
             strict=True,
         )  # fmt: skip
         return {
-            name: (reserved, settled, start, end, self.pacing[index].tobytes())
+            name: (reserved, settled, start, end, self.paces[index].pack())
             for index, (name, reserved, settled, start, end) in enumerate(columns)
             if name and start >= 0
         }

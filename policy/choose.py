@@ -9,7 +9,7 @@ import numpy as np
 
 from policy.budgets import Path
 from policy.money import NANO_PER_USD, Price, bound_nanousd
-from policy.pacer import affordable, dual_price
+from policy.pacer import affordable, dual_price, pacing_of
 from policy.state import Incoming, State
 from policy.terms import Bools, Contexts, Floats, Ints
 
@@ -233,7 +233,9 @@ def _budget_prices(
     if not indices:
         return {}, frozenset()
     plan = state.budgets.plan(indices)
-    prices = dual_price(state.budgets.pacing[indices], plan, state.curve, now_ms=now_ms)
+    prices = dual_price(
+        pacing_of([state.budgets.paces[i] for i in indices]), plan, state.curve, now_ms=now_ms
+    )
     planned = state.curve.cost_at(prices) if state.curve else np.zeros(len(indices))
     ceilinged = frozenset(
         i for i, ceiling in zip(indices, plan.per_request_usd, strict=True) if ceiling == ceiling
@@ -249,7 +251,9 @@ def _within_ceilings(state: State, rounds: Round, row: int, path: Path) -> Bools
         eligible: Bools = rounds.eligible[row]
         return eligible
     cost = np.where(rounds.eligible[row], rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
-    allowed: Bools = affordable(state.budgets.pacing[bound], state.budgets.plan(bound), cost)
+    allowed: Bools = affordable(
+        pacing_of([state.budgets.paces[i] for i in bound]), state.budgets.plan(bound), cost
+    )
     return allowed
 
 

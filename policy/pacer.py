@@ -11,7 +11,10 @@ charged when a request is decided, not when it settles, so calls in flight canno
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -23,27 +26,65 @@ from policy.terms import Bools, Floats, Ints
 Pacing = NDArray[Any]
 Controller = Literal["curve", "pid"]
 
+
+@dataclass(slots=True)
+class Pace:
+    """State of one budget as plain numbers, which are changed at each request.
+
+    128 bytes when packed, all zero for a new budget; :func:`pacing_of` makes the array of several.
+    """
+
+    window_start_ms: int = 0
+    first_ms: int = 0
+    """First request ever; 0 before it."""
+    seen_ms: int = 0
+    """Latest request."""
+    memory_ms: float = 0.0
+    """Of the slow request rate."""
+    requests: float = 0.0
+    """In this window."""
+    spent_usd: float = 0.0
+    """In this window: expected until settled, then true."""
+    open_calls: float = 0.0
+    open_usd2: float = 0.0
+    """Sum of squared expected dollars in flight."""
+    noise_usd2: float = 0.0
+    """Decayed sum of squared errors of expected dollars."""
+    noise_scale_usd2: float = 0.0
+    """Decayed sum of squared expected dollars of the same calls."""
+    count_slow: float = 0.0
+    """Decayed number of requests."""
+    count_fast: float = 0.0
+    dual_price: float = 0.0
+    """Mean of those used lately."""
+    mean_usd: float = 0.0
+    """Of the expected dollars of the last requests."""
+    mean_fast_usd: float = 0.0
+    planned_usd: float = 0.0
+    """Mean of what the curve foretold for the same requests."""
+
+    def pack(self) -> bytes:
+        """Return the fields as 128 bytes."""
+        return _PACKED.pack(*_values(self))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Pace:
+        """Return what :meth:`pack` has packed."""
+        return cls(*_PACKED.unpack(data))
+
+
+_PACKED = struct.Struct("<3q13d")
+_values = attrgetter(*(field.name for field in fields(Pace)))
 PACER_DTYPE = np.dtype(
-    [
-        ("window_start_ms", "<i8"),
-        ("first_ms", "<i8"),  # first request ever; 0 before it
-        ("seen_ms", "<i8"),  # latest request
-        ("memory_ms", "<f8"),  # of the slow request rate
-        ("requests", "<f8"),  # in this window
-        ("spent_usd", "<f8"),  # in this window: expected until settled, then true
-        ("open_calls", "<f8"),
-        ("open_usd2", "<f8"),  # sum of squared expected dollars in flight
-        ("noise_usd2", "<f8"),  # decayed sum of squared errors of expected dollars
-        ("noise_scale_usd2", "<f8"),  # decayed sum of squared expected dollars of the same calls
-        ("count_slow", "<f8"),  # decayed number of requests
-        ("count_fast", "<f8"),
-        ("dual_price", "<f8"),  # mean of those used lately
-        ("mean_usd", "<f8"),  # of the expected dollars of the last requests
-        ("mean_fast_usd", "<f8"),
-        ("planned_usd", "<f8"),  # mean of what the curve foretold for the same requests
-    ]
+    [(field.name, "<i8" if field.type == "int" else "<f8") for field in fields(Pace)]
 )
-"""State of one budget: 128 bytes, all zero for a new one."""
+"""The fields of :class:`Pace`, for arrays of budgets."""
+
+
+def pacing_of(paces: Sequence[Pace]) -> Pacing:
+    """Return the array of these budgets, shape (m,)."""
+    return np.array([_values(pace) for pace in paces], PACER_DTYPE)
+
 
 AIM = 0.99
 """Share of a per-request ceiling that is aimed at; the rest absorbs surprises."""
@@ -209,8 +250,7 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
 
 
 def charge(
-    pacing: Pacing,
-    index: int,
+    pace: Pace,
     *,
     expected_usd: float,
     now_ms: int,
@@ -224,28 +264,25 @@ def charge(
     there (``SpendCurve.cost_at``; 0 for a rejected one): from their ratio the pacer learns how
     this budget's requests differ from those of the curve.
     """
-    row = pacing[index]
-    memory = float(row["memory_ms"]) or MEMORY_MS
-    if row["first_ms"] == 0:
-        row["first_ms"] = row["seen_ms"] = max(now_ms, 1)
-    since = max(now_ms - int(row["seen_ms"]), 0)
-    row["count_slow"] = float(row["count_slow"]) * math.exp(-since / memory) + 1.0
-    row["count_fast"] = float(row["count_fast"]) * math.exp(-since * _FAST / memory) + 1.0
-    row["seen_ms"] = max(now_ms, int(row["seen_ms"]))
-    row["requests"] += 1.0
-    row["spent_usd"] += expected_usd
-    row["dual_price"] += _MEAN * (dual_price - float(row["dual_price"]))
-    row["mean_fast_usd"] += _MEAN_FAST * (expected_usd - float(row["mean_fast_usd"]))
-    row["mean_usd"] += _MEAN * (expected_usd - float(row["mean_usd"]))
-    row["planned_usd"] += _MEAN * (planned_usd - float(row["planned_usd"]))
+    memory = pace.memory_ms or MEMORY_MS
+    if pace.first_ms == 0:
+        pace.first_ms = pace.seen_ms = max(now_ms, 1)
+    since = max(now_ms - pace.seen_ms, 0)
+    pace.count_slow = pace.count_slow * math.exp(-since / memory) + 1.0
+    pace.count_fast = pace.count_fast * math.exp(-since * _FAST / memory) + 1.0
+    pace.seen_ms = max(now_ms, pace.seen_ms)
+    pace.requests += 1.0
+    pace.spent_usd += expected_usd
+    pace.dual_price += _MEAN * (dual_price - pace.dual_price)
+    pace.mean_fast_usd += _MEAN_FAST * (expected_usd - pace.mean_fast_usd)
+    pace.mean_usd += _MEAN * (expected_usd - pace.mean_usd)
+    pace.planned_usd += _MEAN * (planned_usd - pace.planned_usd)
     if expected_usd > 0.0:
-        row["open_calls"] += 1.0
-        row["open_usd2"] += expected_usd * expected_usd
+        pace.open_calls += 1.0
+        pace.open_usd2 += expected_usd * expected_usd
 
 
-def correct(
-    pacing: Pacing, index: int, *, delta_usd: float, expected_usd: float, now_ms: int
-) -> None:
+def correct(pace: Pace, *, delta_usd: float, expected_usd: float, now_ms: int) -> None:
     """Note a settled call, in place: ``delta_usd`` is the true cost less what was charged.
 
     Parameters
@@ -261,30 +298,27 @@ def correct(
     Call it only while the window of the decision is still the current one: :func:`roll` has
     dropped the open calls of the former window.
     """
-    row = pacing[index]
-    row["spent_usd"] += delta_usd
+    pace.spent_usd += delta_usd
     if expected_usd <= 0.0:
         return
     scale = expected_usd * expected_usd
-    row["noise_usd2"] = _NOISE_KEEP * float(row["noise_usd2"]) + delta_usd * delta_usd
-    row["noise_scale_usd2"] = _NOISE_KEEP * float(row["noise_scale_usd2"]) + scale
-    row["open_calls"] = max(float(row["open_calls"]) - 1.0, 0.0)
-    left = max(float(row["open_usd2"]) - scale, 0.0)
-    row["open_usd2"] = left if row["open_calls"] > 0 else 0.0
+    pace.noise_usd2 = _NOISE_KEEP * pace.noise_usd2 + delta_usd * delta_usd
+    pace.noise_scale_usd2 = _NOISE_KEEP * pace.noise_scale_usd2 + scale
+    pace.open_calls = max(pace.open_calls - 1.0, 0.0)
+    left = max(pace.open_usd2 - scale, 0.0)
+    pace.open_usd2 = left if pace.open_calls > 0 else 0.0
 
 
-def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int) -> None:
+def roll(pace: Pace, *, window_start_ms: int, window_end_ms: int) -> None:
     """Begin a window, in place: spend and requests restart, what was learned stays.
 
     Also to be called once for a new budget, since the window's length sets how long the request
     rate is remembered: a twenty-fourth of it.
     """
-    row = pacing[index]
-    row["window_start_ms"] = window_start_ms
+    pace.window_start_ms = window_start_ms
     length = float(window_end_ms - window_start_ms)
-    row["memory_ms"] = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
-    for name in ("requests", "spent_usd", "open_calls", "open_usd2"):
-        row[name] = 0.0
+    pace.memory_ms = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
+    pace.requests = pace.spent_usd = pace.open_calls = pace.open_usd2 = 0.0
 
 
 def _noise(pacing: Pacing) -> Floats:
