@@ -16,10 +16,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from policy.money import AMOUNT_MAX, PRICE_MAX, TOKENS_MAX
+from streams.newer import known_part
 
 R = TypeVar("R", bound=Struct)
 
 SCHEMA = 1
+INT64_MAX = 2**63 - 1
 RECORD_BYTES_MAX = 1 << 18
 """A record larger than this is refused undecoded; a prompt that long belongs in a store."""
 
@@ -67,7 +69,7 @@ class Request(Record):
     features_b64: str | None = None
     arms: list[ArmId] | None = None
     capabilities: list[Identifier] = []
-    latency_ms_max: Annotated[int, Meta(ge=1)] | None = None
+    latency_ms_max: Annotated[int, Meta(ge=1, le=INT64_MAX)] | None = None
     deadline_ms: EpochMs | None = None
     segment: Identifier = "all"
 
@@ -200,7 +202,7 @@ class PriceEntry(Record, tag_field="kind", tag="price"):
     """The current price of an arm, micro-dollars per million tokens. Key ``price:<arm>``."""
 
     arm: ArmId
-    version: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, le=INT64_MAX)]
     input: MicroUsdPerMTok
     output: MicroUsdPerMTok
     cached: MicroUsdPerMTok | None = None
@@ -227,7 +229,7 @@ class PolicyEntry(Record, tag_field="kind", tag="policy"):
     policy: Identifier = "pareto"
     dimensions: Annotated[int, Meta(ge=1, le=1_024)] = 64
     encoder: Literal["none", "lexical"] = "lexical"
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     options: dict[str, float | int | str | bool] = {}
 
 
@@ -295,12 +297,14 @@ def _decode_newer(kind: type[R], value: bytes) -> R | None:
     """Return the record of a newer schema without its unknown fields; None if it is not one."""
     try:
         raw = msgspec.json.decode(value)
-        if not isinstance(raw, dict) or not isinstance(raw.get("v"), int) or raw["v"] <= SCHEMA:
-            return None
-        known = {field.encode_name for field in msgspec.structs.fields(kind)} | {"kind"}
-        return msgspec.convert({k: v for k, v in raw.items() if k in known}, kind, strict=True)
-    except msgspec.MsgspecError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    if not isinstance(raw, dict) or type(raw.get("v")) is not int or raw["v"] <= SCHEMA:
+        return None
+    try:
+        return msgspec.convert(known_part(kind, raw), kind, strict=True)
+    except msgspec.ValidationError as exc:
+        raise BadRecordError(_reason(str(exc)), str(exc)) from None
 
 
 def decode_catalog(value: bytes | None) -> CatalogEntry:
