@@ -349,11 +349,10 @@ def test_gaps_headers_and_the_last_batch_of_an_idle_partition(bench: Bench) -> N
 
 @pytest.mark.kafka
 def test_a_partition_with_full_queue_is_paused(bench: Bench) -> None:
-    bench.feed(3_000, partition=0)
+    bench.feed(3_000)
     bench.start(queued=3, batch=100, work=0.05)
     until(bench.counted, "counted")
     queued = [line["queued"] for line in bench.journal("counted")]
-    assert len(queued) == 30
     assert max(queued) == 3
 
 

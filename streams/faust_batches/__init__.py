@@ -51,10 +51,12 @@ Errors
     :class:`TransportError`.
 
 Tables
-    ``await table.put(partition, {key: value or None})`` from anywhere, ``table.values(partition)``.
-    See :class:`CheckpointTable`. Topics and changelogs must have the same partition count, and
-    an app needs at least one table: Faust only keeps equal partitions of several topics together
-    when there is a changelog. Plain ``app.Table`` in memory is restored too.
+    ``await table.put(partition, {key: value or None})`` from anywhere, ``table.values(partition)``;
+    see :class:`CheckpointTable`. Outside the hooks (in a timer) be ready for
+    :class:`PartitionNotOwnedError`: the partition may be gone when the write's turn comes; that
+    is no reason to stop. Topics and changelogs must have the same partition count, and an app
+    needs at least one table: Faust only keeps equal partitions of several topics together when
+    there is a changelog. Plain ``app.Table`` in memory is restored too.
 
 Topics of ``app.topic`` (not ``batch_topic``) are delivered record by record, with Faust's acks.
 The package relies on private parts of Faust and aiokafka and refuses to be imported with other

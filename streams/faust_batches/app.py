@@ -147,12 +147,19 @@ class BatchApp(faust.App):
 
     async def run(self) -> None:
         """Start, and work until :meth:`request_stop`; a crash of any part is fatal."""
-        await self.start()
+        starting = asyncio.ensure_future(self.start())
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
         try:
-            await self.wait(self._stop_requested.wait())
+            # Starting ends when the first partitions are restored, which may take long.
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self.wait(stopping)
         finally:
             if self.crash_reason is not None:
                 self.fatal(self.crash_reason)
+            starting.cancel()
+            stopping.cancel()
             await self.stop()
 
     def request_stop(self) -> None:
