@@ -207,6 +207,7 @@ class Budgets:
             window_end_ms=np.array([self.window_end[i] for i in indices], np.int64),
             per_request_usd=np.array(per_request, np.float64),
             paced=np.array([s is not None and s.paced for s in specs], np.bool_),
+            pid=np.array([s is not None and s.controller == "pid" for s in specs], np.bool_),
         )
 
     def dump_page(self, number: int) -> bytes:

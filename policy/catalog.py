@@ -15,7 +15,7 @@ class BudgetSpec:
     """A budget as the catalog declares it; amounts in nano-dollars.
 
     ``per_request_nanousd`` paces the mean cost of a request; otherwise the clock paces. Where
-    ``paced`` is False there is the hard cap only.
+    ``paced`` is False there is the hard cap only. ``controller`` is the pacer's: ``curve`` or ``pid``.
     """
 
     budget: str
@@ -23,6 +23,7 @@ class BudgetSpec:
     window: str = "day"
     per_request_nanousd: int | None = None
     paced: bool = True
+    controller: str = "curve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

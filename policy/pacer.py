@@ -10,80 +10,40 @@ charged when a request is decided, not when it settles, so calls in flight canno
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policy.curve import PRICE_MAX, SpendCurve
+from policy.pace import (
+    FAST,
+    MEAN,
+    MEMORY_MS,
+    PACER_DTYPE,
+    Pace,
+    Pacing,
+    charge,
+    correct,
+    pacing_of,
+    roll,
+)
 from policy.terms import Bools, Floats, Ints
 
-Pacing = NDArray[Any]
-Controller = Literal["curve", "pid"]
-
-
-@dataclass(slots=True)
-class Pace:
-    """State of one budget as plain numbers, which are changed at each request.
-
-    128 bytes when packed, all zero for a new budget; :func:`pacing_of` makes the array of several.
-    """
-
-    window_start_ms: int = 0
-    first_ms: int = 0
-    """First request ever; 0 before it."""
-    seen_ms: int = 0
-    """Latest request."""
-    memory_ms: float = 0.0
-    """Of the slow request rate."""
-    requests: float = 0.0
-    """In this window."""
-    spent_usd: float = 0.0
-    """In this window: expected until settled, then true."""
-    open_calls: float = 0.0
-    open_usd2: float = 0.0
-    """Sum of squared expected dollars in flight."""
-    noise_usd2: float = 0.0
-    """Decayed sum of squared errors of expected dollars."""
-    noise_scale_usd2: float = 0.0
-    """Decayed sum of squared expected dollars of the same calls."""
-    count_slow: float = 0.0
-    """Decayed number of requests."""
-    count_fast: float = 0.0
-    dual_price: float = 0.0
-    """Mean of those used lately."""
-    mean_usd: float = 0.0
-    """Of the expected dollars of the last requests."""
-    mean_fast_usd: float = 0.0
-    planned_usd: float = 0.0
-    """Mean of what the curve foretold for the same requests."""
-
-    def pack(self) -> bytes:
-        """Return the fields as 128 bytes."""
-        return _PACKED.pack(*_values(self))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Pace:
-        """Return what :meth:`pack` has packed."""
-        return cls(*_PACKED.unpack(data))
-
-
-_PACKED = struct.Struct("<3q13d")
-_values = attrgetter(*(field.name for field in fields(Pace)))
-PACER_DTYPE = np.dtype(
-    [(field.name, "<i8" if field.type == "int" else "<f8") for field in fields(Pace)]
-)
-"""The fields of :class:`Pace`, for arrays of budgets."""
-
-
-def pacing_of(paces: Sequence[Pace]) -> Pacing:
-    """Return the array of these budgets, shape (m,)."""
-    return np.array([_values(pace) for pace in paces], PACER_DTYPE)
+__all__ = [
+    "PACER_DTYPE",
+    "Pace",
+    "Pacing",
+    "Plan",
+    "affordable",
+    "allowance_usd",
+    "charge",
+    "correct",
+    "dual_price",
+    "pacing_of",
+    "request_rate",
+    "roll",
+    "target_usd",
+]
 
 
 AIM = 0.99
@@ -96,10 +56,6 @@ SAFETY_OWN = 3.0
 """The same for the call to be decided: about the 99th percentile of a log-normal cost."""
 BURST_REQUESTS = 50.0
 """Arms below a ceiling may run ahead of it by so many ceilings."""
-MEMORY_MS = 3_600_000.0
-_FAST = 10.0  # the fast request rate forgets so many times faster
-_MEAN, _MEAN_FAST = 1 / 100, 1 / 10
-_NOISE_KEEP = 0.99
 _NOISE_GUESS = 0.25  # answers are half as long or twice as long as expected, mostly
 _PID = (0.05, 0.5, 0.05)
 
@@ -117,6 +73,9 @@ class Plan:
         Ceiling of the mean cost of a request in the window; nan where the clock paces.
     paced : ndarray of bool
         Where False the dual price is 0 and the hard cap acts alone.
+    pid : ndarray of bool, optional
+        Where True the price that was used lately is moved by the errors of rate and balance,
+        instead of being read from the spend curve; None means nowhere.
     """
 
     limit_usd: Floats
@@ -124,16 +83,10 @@ class Plan:
     window_end_ms: Ints
     per_request_usd: Floats
     paced: Bools
+    pid: Bools | None = None
 
 
-def dual_price(
-    pacing: Pacing,
-    plan: Plan,
-    curve: SpendCurve | None,
-    *,
-    now_ms: int,
-    controller: Controller = "curve",
-) -> Floats:
+def dual_price(pacing: Pacing, plan: Plan, curve: SpendCurve | None, *, now_ms: int) -> Floats:
     """Return the dual price of each budget, reward per dollar, for the next request.
 
     Parameters
@@ -145,9 +98,6 @@ def dual_price(
         None while no context was seen.
     now_ms : int
         Time of the request.
-    controller : {"curve", "pid"}
-        ``curve`` inverts the spend curve at the target; ``pid`` moves the price that was used
-        lately by the errors of rate and balance and needs the curve only for its start.
 
     Returns
     -------
@@ -156,12 +106,12 @@ def dual_price(
         largest: each price alone makes its budget's spend follow the plan.
     """
     target = target_usd(pacing, plan, now_ms=now_ms)
-    if controller == "pid":
-        price = _pid(pacing, plan, curve, target)
-    elif curve is None:
+    if curve is None:
         price = _without_curve(pacing, target)
     else:
         price = curve.price_at(target / _bias(pacing))
+    if plan.pid is not None:
+        price = np.where(plan.pid, _pid(pacing, plan, price, target), price)
     priced: Floats = np.where(plan.paced, np.clip(price, 0.0, PRICE_MAX), 0.0)
     return priced
 
@@ -195,10 +145,10 @@ def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:
     age = np.maximum(now_ms - pacing["first_ms"], 1).astype(np.float64)
     since = np.maximum(now_ms - pacing["seen_ms"], 0).astype(np.float64)
     slow = pacing["count_slow"] * np.exp(-since / memory)
-    fast = pacing["count_fast"] * np.exp(-since * _FAST / memory)
+    fast = pacing["count_fast"] * np.exp(-since * FAST / memory)
     sure = np.maximum(fast - 2.0 * np.sqrt(fast), 0.0)
     slow_rate = slow / (memory * -np.expm1(-age / memory))
-    fast_rate = sure / (memory / _FAST * -np.expm1(-age * _FAST / memory))
+    fast_rate = sure / (memory / FAST * -np.expm1(-age * FAST / memory))
     rate: Floats = np.where(pacing["first_ms"] > 0, np.maximum(slow_rate, fast_rate), 0.0)
     return rate
 
@@ -249,81 +199,9 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     return result
 
 
-def charge(
-    pace: Pace,
-    *,
-    expected_usd: float,
-    now_ms: int,
-    dual_price: float = 0.0,
-    planned_usd: float = 0.0,
-) -> None:
-    """Note a decided request, in place: it was seen, and its expected dollars are spent.
-
-    ``expected_usd`` is the expectation, not the bound; 0 for a rejected request. ``dual_price``
-    is the price that the request was decided at, ``planned_usd`` what the curve foretold for it
-    there (``SpendCurve.cost_at``; 0 for a rejected one): from their ratio the pacer learns how
-    this budget's requests differ from those of the curve.
-    """
-    memory = pace.memory_ms or MEMORY_MS
-    if pace.first_ms == 0:
-        pace.first_ms = pace.seen_ms = max(now_ms, 1)
-    since = max(now_ms - pace.seen_ms, 0)
-    pace.count_slow = pace.count_slow * math.exp(-since / memory) + 1.0
-    pace.count_fast = pace.count_fast * math.exp(-since * _FAST / memory) + 1.0
-    pace.seen_ms = max(now_ms, pace.seen_ms)
-    pace.requests += 1.0
-    pace.spent_usd += expected_usd
-    pace.dual_price += _MEAN * (dual_price - pace.dual_price)
-    pace.mean_fast_usd += _MEAN_FAST * (expected_usd - pace.mean_fast_usd)
-    pace.mean_usd += _MEAN * (expected_usd - pace.mean_usd)
-    pace.planned_usd += _MEAN * (planned_usd - pace.planned_usd)
-    if expected_usd > 0.0:
-        pace.open_calls += 1.0
-        pace.open_usd2 += expected_usd * expected_usd
-
-
-def correct(pace: Pace, *, delta_usd: float, expected_usd: float, now_ms: int) -> None:
-    """Note a settled call, in place: ``delta_usd`` is the true cost less what was charged.
-
-    Parameters
-    ----------
-    expected_usd : float
-        What :func:`charge` was given for the call; 0 for a second correction of one call, such
-        as feedback after its expiry. At expiry the delta is the bound less the expectation.
-    now_ms : int
-        Time of the outcome.
-
-    Notes
-    -----
-    Call it only while the window of the decision is still the current one: :func:`roll` has
-    dropped the open calls of the former window.
-    """
-    pace.spent_usd += delta_usd
-    if expected_usd <= 0.0:
-        return
-    scale = expected_usd * expected_usd
-    pace.noise_usd2 = _NOISE_KEEP * pace.noise_usd2 + delta_usd * delta_usd
-    pace.noise_scale_usd2 = _NOISE_KEEP * pace.noise_scale_usd2 + scale
-    pace.open_calls = max(pace.open_calls - 1.0, 0.0)
-    left = max(pace.open_usd2 - scale, 0.0)
-    pace.open_usd2 = left if pace.open_calls > 0 else 0.0
-
-
-def roll(pace: Pace, *, window_start_ms: int, window_end_ms: int) -> None:
-    """Begin a window, in place: spend and requests restart, what was learned stays.
-
-    Also to be called once for a new budget, since the window's length sets how long the request
-    rate is remembered: a twenty-fourth of it.
-    """
-    pace.window_start_ms = window_start_ms
-    length = float(window_end_ms - window_start_ms)
-    pace.memory_ms = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
-    pace.requests = pace.spent_usd = pace.open_calls = pace.open_usd2 = 0.0
-
-
 def _noise(pacing: Pacing) -> Floats:
     """Return the squared relative error of expected dollars; a guess before anything settled."""
-    prior = 5.0 * pacing["mean_usd"] ** 2
+    prior = 5.0 * (pacing["mean_usd"] / np.maximum(_warmth(pacing), 1e-9)) ** 2
     scale = pacing["noise_scale_usd2"] + prior
     known = (pacing["noise_usd2"] + _NOISE_GUESS * prior) / np.where(scale > 0, scale, 1.0)
     noise: Floats = np.where(scale > 0, known, _NOISE_GUESS)
@@ -335,13 +213,20 @@ def _open_deviation(pacing: Pacing) -> Floats:
     return deviation
 
 
+def _warmth(pacing: Pacing) -> Floats:
+    """Return how much of the slow means is observation: they begin at 0."""
+    share: Floats = -np.expm1(-pacing["total"] * MEAN)
+    return share
+
+
 def _bias(pacing: Pacing) -> Floats:
-    """Return how much more this budget's requests cost than the curve foretells, in [1/4, 4]."""
-    # Until some hundred requests were seen the means are small and the ratio leans to 1.
-    warm = -np.expm1(-pacing["requests"] * _MEAN)
+    """Return how much more this budget's requests cost than the curve foretells, in [1/4, 4].
+
+    It leans to 1 until some hundred requests were seen.
+    """
     planned = pacing["planned_usd"]
     ratio = np.where(planned > 0, pacing["mean_usd"] / np.where(planned > 0, planned, 1.0), 1.0)
-    bias: Floats = np.clip(np.maximum(ratio, 1e-6) ** warm, 0.25, 4.0)
+    bias: Floats = np.clip(np.maximum(ratio, 1e-6) ** _warmth(pacing), 0.25, 4.0)
     return bias
 
 
@@ -352,15 +237,19 @@ def _without_curve(pacing: Pacing, target: Floats) -> Floats:
     return price
 
 
-def _pid(pacing: Pacing, plan: Plan, curve: SpendCurve | None, target: Floats) -> Floats:
-    """Return the price used lately, moved by errors of the rate, the balance and the trend."""
-    scale = np.maximum(target, 1.0 / PRICE_MAX)
+def _pid(pacing: Pacing, plan: Plan, start: Floats, target: Floats) -> Floats:
+    """Return the price used lately, moved by the errors of rate, balance and trend.
+
+    ``start`` is the price of the first request.
+    """
+    least = 1.0 / PRICE_MAX
+    scale = np.maximum(target, least)
     ceiling = np.where(np.isnan(plan.per_request_usd), scale, plan.per_request_usd)
-    start = _without_curve(pacing, target) if curve is None else curve.price_at(target)
-    used = np.where(pacing["requests"] + pacing["dual_price"] > 0, pacing["dual_price"], start)
-    used = np.maximum(used, 1e-4 / np.maximum(ceiling, 1.0 / PRICE_MAX))
+    used = np.where(pacing["total"] > 0, pacing["dual_price"], start)
+    # A price of zero could not be moved by factors.
+    used = np.maximum(used, 1e-4 / np.maximum(ceiling, least))
     rate = np.clip(pacing["mean_fast_usd"] / scale - 1.0, -5.0, 5.0)
-    balance = np.clip(1.0 - target / np.maximum(ceiling, 1.0 / PRICE_MAX), -5.0, 5.0)
+    balance = np.clip(1.0 - target / np.maximum(ceiling, least), -5.0, 5.0)
     trend = np.clip((pacing["mean_fast_usd"] - pacing["mean_usd"]) / scale, -5.0, 5.0)
     gain_rate, gain_balance, gain_trend = _PID
     moved: Floats = used * np.exp(gain_rate * rate + gain_balance * balance + gain_trend * trend)
