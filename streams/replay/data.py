@@ -53,12 +53,13 @@ class Recorded:
     release: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
+        """Return the number of requests."""
         return len(self.reward)
 
     @property
     def dimensions(self) -> int:
         """Number of features without the constant."""
-        return self.features.shape[1] - 1
+        return int(self.features.shape[1]) - 1
 
     def rows(self, part: slice) -> Recorded:
         """Return a part of the requests."""

@@ -42,6 +42,8 @@ class Setup:
         Share of the outcomes that bring a reward; all bring their cost.
     explore : int
         Pulls that an arm without a prior is given.
+    controller : {"curve", "pid"}
+        Of the pacer.
     """
 
     settings: Settings
@@ -51,6 +53,7 @@ class Setup:
     in_flight: int = 0
     feedback_share: float = 1.0
     explore: int = 20
+    controller: str = "curve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -250,6 +253,7 @@ class _Runner:
                 window=setup.window,
                 per_request_nanousd=setup.ceiling_nanousd,
                 paced=setup.ceiling_nanousd is not None or setup.budget_nanousd is not None,
+                controller=setup.controller,
             )
         )
 

@@ -1,0 +1,224 @@
+"""``tollway replay``: any policy over recorded data, without Kafka."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+from rich.table import Table
+
+from policy.money import NANO_PER_USD, parse_usd
+from policy.registry import POLICIES, UnknownPolicyError, make_policy
+from policy.terms import PolicyError, Settings
+from streams.replay.arm_budgets import compare_arm_budgets
+from streams.replay.data import DataError, Recorded, read
+from streams.replay.job import FIRST_SEED, Job, Result, replay
+from streams.replay.run import Setup
+from streams.replay.show import phase_table, plot, table
+from streams.replay.world import Kind, Scenario
+
+_TOLD_THE_CEILING = {"batch-split", "fixed", "mix", "stageroute"}
+"""Policies that have an option ``ceiling`` besides the pacer's."""
+_TOLD_THE_HORIZON = {"port", "stageroute"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``replay``."""
+
+    @app.command(name="replay")
+    def replay_command(
+        data: Annotated[Path, typer.Argument(help="Recorded data, .npz.")],
+        policy: Annotated[list[str] | None, typer.Option(help="A policy, or all.")] = None,
+        set_: Annotated[
+            list[str] | None, typer.Option("--set", help="An option: k=v, or policy:k=v.")
+        ] = None,
+        features: Annotated[str | None, typer.Option(help="Array of features to use.")] = None,
+        prior: Annotated[Path | None, typer.Option(help="Learn all of this file first.")] = None,
+        prior_share: Annotated[
+            float, typer.Option(min=0.0, max=0.95, help="Learn the first share of DATA first.")
+        ] = 0.0,
+        ceiling: Annotated[str | None, typer.Option(help="Mean dollars per request.")] = None,
+        budget: Annotated[str | None, typer.Option(help="Dollars per window.")] = None,
+        window: Annotated[str, typer.Option(help="Window; a request comes each second.")] = "total",
+        in_flight: Annotated[int, typer.Option(min=0, help="Decisions until an outcome.")] = 0,
+        feedback_share: Annotated[
+            float, typer.Option(min=0.0, max=1.0, help="Share of outcomes with a reward.")
+        ] = 1.0,
+        seeds: Annotated[int, typer.Option(min=1, max=1_000, help="Arrival orders.")] = 5,
+        requests: Annotated[
+            int | None, typer.Option(min=3, help="Draw so many, with replacement.")
+        ] = None,
+        scenario: Annotated[str, typer.Option(help=", ".join(get_args(Kind)))] = "stationary",
+        arm: Annotated[str | None, typer.Option(help="Arm of the scenario.")] = None,
+        price_factor: Annotated[
+            float | None, typer.Option(min=1e-6, help="Scenario's price over the recorded.")
+        ] = None,
+        level: Annotated[
+            float | None, typer.Option(min=0.0, max=1.0, help="Scenario's reward.")
+        ] = None,
+        controller: Annotated[str, typer.Option(help="Of the pacer: curve or pid.")] = "curve",
+        arm_budgets: Annotated[
+            str | None, typer.Option(help="weighted, cost, uniform or extreme.")
+        ] = None,
+        total: Annotated[
+            str, typer.Option(help="Of all arms' budgets: cheapest, or dollars.")
+        ] = "cheapest",
+        plot_file: Annotated[Path | None, typer.Option("--plot", help="Picture to write.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ) -> None:
+        """Replay recorded data through the worker's own core and say how good it was."""
+        try:
+            stream, learned = _data(data, prior, prior_share, features)
+            if arm_budgets is not None:
+                numbers = [FIRST_SEED + number for number in range(seeds)]
+                compared = compare_arm_budgets(
+                    stream, learned, split=arm_budgets, total=total, seeds=numbers
+                )
+                _print_arm_budgets(compared, as_json=as_json)
+                return
+            ceiling_nanousd = None if ceiling is None else parse_usd(ceiling)
+            job = Job(
+                stream=stream,
+                prior=learned,
+                policies=_policies(
+                    policy or ["pareto"],
+                    set_ or [],
+                    ceiling_nanousd=ceiling_nanousd,
+                    steps=requests or len(stream),
+                    dimensions=stream.dimensions,
+                ),
+                setup=Setup(
+                    settings=Settings(),
+                    ceiling_nanousd=ceiling_nanousd,
+                    budget_nanousd=None if budget is None else parse_usd(budget),
+                    window=window,
+                    in_flight=in_flight,
+                    feedback_share=feedback_share,
+                    controller=_controller(controller),
+                ),
+                scenario=Scenario(
+                    kind=_kind(scenario), arm=arm, price_factor=price_factor, level=level
+                ),
+                seeds=seeds,
+                requests=requests,
+            )
+            result = _with_progress(job)
+            if plot_file is not None:
+                plot(plot_file, result, ceiling_nanousd=ceiling_nanousd)
+        except ImportError:
+            typer.echo("tollway replay: --plot needs the extra plot (matplotlib)", err=True)
+            raise typer.Exit(2) from None
+        except (DataError, PolicyError, ValueError) as exc:
+            typer.echo(f"tollway replay: {exc}", err=True)
+            raise typer.Exit(2) from None
+        _print(result, as_json=as_json)
+
+
+def _data(
+    data: Path, prior: Path | None, prior_share: float, features: str | None
+) -> tuple[Recorded, Recorded | None]:
+    stream = read(data, features=features)
+    if prior is not None and prior_share > 0.0:
+        raise DataError("give --prior or --prior-share, not both")
+    if prior is not None:
+        return stream, read(prior, features=features)
+    if prior_share == 0.0:
+        return stream, None
+    first = int(len(stream) * prior_share)
+    return stream.rows(slice(first, None)), stream.rows(slice(0, first))
+
+
+def _policies(
+    names: list[str],
+    options: list[str],
+    *,
+    ceiling_nanousd: int | None,
+    steps: int,
+    dimensions: int,
+) -> dict[str, Settings]:
+    """Return the settings of each policy; each is made once, so that errors come at the start."""
+    chosen = list(POLICIES) if names == ["all"] else names
+    given: dict[str, dict[str, float | int | str | bool]] = {name: {} for name in chosen}
+    for name in chosen:
+        if name not in POLICIES:
+            raise UnknownPolicyError(name)
+        if ceiling_nanousd is not None and name in _TOLD_THE_CEILING:
+            given[name]["ceiling"] = ceiling_nanousd / NANO_PER_USD
+        if name in _TOLD_THE_HORIZON:
+            given[name]["horizon"] = steps
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise ValueError(f"an option is k=v, not {option!r}")
+        owner, colon, own_key = key.partition(":")
+        if colon and owner not in given:
+            raise ValueError(f"{option!r} is for a policy that is not replayed")
+        for name in [owner] if colon else chosen:
+            given[name][own_key if colon else key] = _value(text)
+    settings = {
+        name: Settings(policy=name, dimensions=dimensions, options=values)
+        for name, values in given.items()
+    }
+    for value in settings.values():
+        make_policy(value)
+    return settings
+
+
+def _value(text: str) -> float | int | str | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _kind(text: str) -> Kind:
+    for kind in get_args(Kind):
+        if text == kind:
+            return kind  # type: ignore[no-any-return]
+    raise ValueError(f"a scenario is one of {', '.join(get_args(Kind))}, not {text!r}")
+
+
+def _controller(text: str) -> str:
+    if text not in ("curve", "pid"):
+        raise ValueError(f"a controller is curve or pid, not {text!r}")
+    return text
+
+
+def _with_progress(job: Job) -> Result:
+    """Replay with a bar on a terminal; nothing else is written there."""
+    columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("replay", total=job.steps())
+        return replay(job, lambda _: progress.advance(task))
+
+
+def _print(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result.as_json()))
+        return
+    console = Console()
+    console.print(table(result.as_json()))
+    if result.world.phases:
+        console.print(phase_table(result.as_json()))
+
+
+def _print_arm_budgets(compared: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(compared))
+        return
+    shown = Table(box=None, pad_edge=False)
+    columns = ("reward", "cost_usd", "served", "of_estimated", "of_true")
+    for name in ("", *columns):
+        shown.add_column(name, justify="left" if not name else "right")
+    for name, values in compared["methods"].items():
+        shown.add_row(name, *(f"{values[column]:.4f}" for column in columns))
+    Console().print(shown)

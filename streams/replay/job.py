@@ -1,0 +1,88 @@
+"""Everything that one replay runs, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from policy.terms import Settings
+from streams.replay.data import Recorded
+from streams.replay.references import references
+from streams.replay.run import Setup, Trace, run
+from streams.replay.summary import summarise
+from streams.replay.world import Scenario, World, make_world
+
+FIRST_SEED = 3000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to replay: a stream, maybe something to learn before it, and the policies."""
+
+    stream: Recorded
+    prior: Recorded | None
+    policies: Mapping[str, Settings]
+    setup: Setup
+    scenario: Scenario
+    seeds: int
+    requests: int | None
+
+    def steps(self) -> int:
+        """Return how many decisions will be made."""
+        return len(self.policies) * self.seeds * (self.requests or len(self.stream))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """The summaries by name, and the first seed's stream with what each policy did on it."""
+
+    policies: dict[str, dict[str, Any]]
+    references: dict[str, dict[str, Any]]
+    world: World
+    traces: dict[str, Trace]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {"policies": self.policies, "references": self.references}
+
+
+def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
+    """Run every policy on every seed's stream; ``on_step`` is told of each decision.
+
+    Raises
+    ------
+    DataError
+        If the scenario or the prior does not go with the data.
+    """
+    seeds = [FIRST_SEED + number for number in range(job.seeds)]
+    ceiling = job.setup.ceiling_nanousd
+    worlds = [
+        make_world(
+            job.stream, job.scenario, seed=seed, requests=job.requests, ceiling_nanousd=ceiling
+        )
+        for seed in seeds
+    ]
+    known = [
+        references(world, ceiling_nanousd=ceiling, seed=seed)
+        for world, seed in zip(worlds, seeds, strict=True)
+    ]
+    best = [traces["oracle_in_budget"] for traces in known]
+
+    def summary(traces: list[Trace]) -> dict[str, Any]:
+        return summarise(worlds, traces, best, setup=job.setup, scenario=job.scenario)
+
+    policies, first = {}, {}
+    for name, settings in job.policies.items():
+        setup = replace(job.setup, settings=settings)
+        traces = [
+            run(world, setup, seed=seed, prior=job.prior, on_step=on_step)
+            for world, seed in zip(worlds, seeds, strict=True)
+        ]
+        policies[name], first[name] = summary(traces), traces[0]
+    return Result(
+        policies=policies,
+        references={name: summary([traces[name] for traces in known]) for name in known[0]},
+        world=worlds[0],
+        traces=first,
+    )
