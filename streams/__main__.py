@@ -10,7 +10,7 @@ import typer
 
 from streams.config import Config, ConfigError
 
-COMMANDS = ("stack", "topics", "records", "worker", "ledger")
+COMMANDS = ("stack", "topics", "records", "worker", "ledger", "bench")
 """Modules of ``streams.commands``; each adds its commands in ``register(app)``."""
 
 

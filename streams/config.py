@@ -55,7 +55,9 @@ class Config:
             return self.kafka, self.database_url
         from streams.embedded import running_endpoints
 
-        embedded = running_endpoints(self.home)
+        embedded = running_endpoints(
+            self.home, kafka=self.kafka, database_url=self.database_url
+        )
         if embedded is None:
             raise ConfigError(
                 "no servers: run `tollway up`, or set TOLLWAY_KAFKA and TOLLWAY_DATABASE_URL"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -79,3 +79,8 @@ class LogReader:
             # Compaction may have removed the records before the end.
             at = max(at, await self._consumer.position(tp))
         self._consumer.assign([])
+
+    async def count(self, topic: str, partitions: Iterable[int]) -> int:
+        """Return the sum of the end offsets."""
+        ends = await self._consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+        return sum(ends.values())

@@ -1,0 +1,111 @@
+"""What the pipeline is compared with: programs that only pass records on.
+
+``python -m streams.bench.echo raw|stock|confluent KAFKA`` reads topic ``bench.in`` from its
+beginning and writes every value to ``bench.out``, until it is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import Any
+
+from streams.publisher import make_producer
+
+SOURCE, TARGET = "bench.in", "bench.out"
+
+
+async def raw(kafka: str) -> None:
+    """Pass records on as fast as aiokafka does: fetched batches out as record batches."""
+    from aiokafka import AIOKafkaConsumer
+
+    consumer = AIOKafkaConsumer(
+        SOURCE,
+        bootstrap_servers=kafka,
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        max_poll_records=2_000,
+    )
+    producer = make_producer(kafka)
+    await consumer.start()
+    await producer.start()
+    pending: list[Any] = []
+    while True:
+        for tp, records in (await consumer.getmany(timeout_ms=200)).items():
+            builder = producer.create_batch()
+            for record in records:
+                if builder.append(key=record.key, value=record.value, timestamp=None) is None:
+                    builder.close()
+                    pending.append(
+                        await producer.send_batch(builder, TARGET, partition=tp.partition)
+                    )
+                    builder = producer.create_batch()
+                    builder.append(key=record.key, value=record.value, timestamp=None)
+            builder.close()
+            pending.append(await producer.send_batch(builder, TARGET, partition=tp.partition))
+        while len(pending) > 64:
+            await pending.pop(0)
+
+
+def stock(kafka: str) -> None:
+    """Pass records on with a Faust agent as its documentation writes one."""
+    import faust
+
+    app = faust.App(
+        "bench-stock",
+        broker=f"kafka://{kafka}",
+        topic_disable_leader=True,
+        value_serializer="raw",
+        consumer_auto_offset_reset="earliest",
+        web_enabled=False,
+    )
+    source, target = app.topic(SOURCE), app.topic(TARGET)
+
+    @app.agent(source, name="bench.echo")
+    async def echo(values: Any) -> None:
+        async for value in values:
+            await target.send(value=value)
+
+    sys.argv = ["bench", "worker", "-l", "error", "--without-web"]
+    app.main()
+
+
+def confluent(kafka: str) -> None:
+    """Pass records on with librdkafka, one ``produce`` for each."""
+    from confluent_kafka import Consumer, Producer
+
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": "bench-confluent",
+         "auto.offset.reset": "earliest", "enable.auto.commit": False}
+    )  # fmt: skip
+    producer = Producer(
+        {"bootstrap.servers": kafka, "acks": "all", "enable.idempotence": True, "linger.ms": 2}
+    )
+    consumer.subscribe([SOURCE])
+    while True:
+        for message in consumer.consume(2_000, timeout=0.2):
+            while True:
+                try:
+                    producer.produce(TARGET, message.value(), key=message.key())
+                    break
+                except BufferError:
+                    producer.poll(0.05)
+        producer.poll(0)
+
+
+def main() -> None:
+    """Run the program that is named."""
+    kind, kafka = sys.argv[1], sys.argv[2]
+    with contextlib.suppress(KeyboardInterrupt):
+        if kind == "raw":
+            asyncio.run(raw(kafka))
+        elif kind == "stock":
+            stock(kafka)
+        else:
+            confluent(kafka)
+
+
+if __name__ == "__main__":
+    main()
