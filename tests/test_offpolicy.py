@@ -1,0 +1,157 @@
+"""Off-policy estimates: the truth lies in the interval, and missing overlap shows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policy.baselines.greedy import Greedy
+from policy.baselines.uniform import Uniform
+from policy.money import Price
+from policy.offpolicy import Log, evaluate, target_probabilities
+from policy.terms import Arm, Settings
+
+ARMS = tuple(
+    Arm(arm=name, price=Price(version=1, input=price, output=price))
+    for name, price in (("small", 100_000), ("middle", 1_000_000), ("large", 5_000_000))
+)
+COST = np.array([1e-5, 1e-4, 5e-4])
+
+
+def chances(features):
+    """Return each arm's chance of a reward of one, shape (n, 3)."""
+    hard = features[:, :1]
+    return np.clip(np.array([0.6, 0.75, 0.85]) - np.array([0.3, 0.1, 0.0]) * hard, 0.0, 1.0)
+
+
+def logged(seed, *, count=400, share_known=1.0):
+    """Logging: 55 % small, 30 % middle, 15 % large, whatever the request."""
+    rng = np.random.default_rng(seed)
+    features = np.hstack([rng.normal(size=(count, 1)), np.ones((count, 1))])
+    logging = np.array([0.55, 0.30, 0.15])
+    arm = rng.choice(3, count, p=logging)
+    row = np.arange(count)
+    reward = (rng.random(count) < chances(features)[row, arm]).astype(float)
+    reward[rng.random(count) >= share_known] = np.nan
+    tokens = rng.lognormal(4.0, 0.5, count)
+    nothing = np.full((count, 3), np.nan)
+    log = Log(
+        arms=ARMS,
+        features=features,
+        input_tokens=np.full(count, 50),
+        max_output_tokens=np.full(count, 5_000),
+        seeds=rng.integers(0, 2**63, count, dtype=np.uint64),
+        arm=arm,
+        propensity=logging[arm],
+        reward=reward,
+        cost_usd=COST[arm] * tokens / np.exp(4.125),
+        output_tokens=np.round(tokens),
+        eligible=np.ones((count, 3), bool),
+        expected_reward=nothing,
+        expected_cost_usd=nothing,
+        dual_price=np.zeros(count),
+    )
+    return log
+
+
+def wanted(features):
+    """The other policy: large for hard requests, else mostly small."""
+    hard = features[:, :1] > 0.5
+    return np.where(hard, [0.05, 0.15, 0.8], [0.7, 0.25, 0.05])
+
+
+def truth():
+    features = np.random.default_rng(99).normal(size=(200_000, 1))
+    target = wanted(features)
+    return (target * chances(features)).sum(axis=1).mean(), (target * COST).sum(axis=1).mean()
+
+
+def test_intervals_cover_the_truth_in_200_replays():
+    true = truth()
+    covered = np.zeros((2, 3))
+    for seed in range(200):
+        log = logged(seed)
+        for quantity, found in enumerate(evaluate(log, wanted(log.features))):
+            for column, name in enumerate(("ips", "snips", "doubly_robust")):
+                estimate = getattr(found, name)
+                covered[quantity, column] += estimate.low <= true[quantity] <= estimate.high
+    assert (covered / 200 >= 0.93).all(), covered / 200
+    assert (covered / 200 <= 0.995).all(), covered / 200
+
+
+def test_coverage_holds_where_rewards_are_missing():
+    true, _ = truth()
+    covered = 0
+    for seed in range(100):
+        log = logged(seed, share_known=0.4)
+        found, _ = evaluate(log, wanted(log.features))
+        assert found.used < 200
+        covered += found.doubly_robust.low <= true <= found.doubly_robust.high
+    assert covered >= 93
+
+
+def test_good_estimates_narrow_the_interval():
+    log = logged(0, count=1_000)
+    guided = replace(log, expected_cost_usd=np.broadcast_to(COST, (1_000, 3)).copy())
+    target = wanted(log.features)
+    plain, modelled = evaluate(log, target)[1], evaluate(guided, target)[1]
+    assert (modelled.doubly_robust.high - modelled.doubly_robust.low) < 0.7 * (
+        plain.ips.high - plain.ips.low
+    )
+
+
+def test_the_logging_policy_is_its_own_mean():
+    log = logged(3)
+    target = np.broadcast_to([0.55, 0.30, 0.15], (len(log), 3)).copy()
+    reward, cost = evaluate(log, target)
+    assert reward.ips.mean == pytest.approx(log.reward.mean())
+    assert cost.snips.mean == pytest.approx(log.cost_usd.mean())
+    assert reward.effective == pytest.approx(len(log))
+    assert reward.weight_mean == pytest.approx(1.0)
+
+
+def test_missing_overlap_shows_in_the_mean_weight():
+    log = logged(4)
+    only_small = replace(log, arm=np.zeros(len(log), np.int64), propensity=np.ones(len(log)))
+    found, _ = evaluate(only_small, np.broadcast_to([0.1, 0.0, 0.9], (len(log), 3)).copy())
+    assert found.weight_mean == pytest.approx(0.1)
+
+
+def test_policies_are_asked_before_they_are_taught():
+    log = logged(5)
+    target = target_probabilities(log, Greedy(Settings(dimensions=1, options={"epsilon": 0.1})))
+    assert target.sum(axis=1) == pytest.approx(1.0)
+    # Nothing known: the first of equals. Later it has found out which is best.
+    assert target[0] == pytest.approx([0.1 / 3 + 0.9, 0.1 / 3, 0.1 / 3])
+    assert target[-1].argmax() == 2
+    still = target_probabilities(
+        log, Greedy(Settings(dimensions=1, options={"epsilon": 0.1})), learn=False
+    )
+    assert (still == target[0]).all()
+
+
+def test_a_random_policy_is_estimated_right():
+    log = logged(6, count=3_000)
+    found, cost = evaluate(log, target_probabilities(log, Uniform(Settings(dimensions=1))))
+    assert found.snips.low <= chances(log.features).mean() <= found.snips.high
+    assert cost.snips.low <= COST.mean() <= cost.snips.high
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"propensity": np.zeros(400)}, "propensity", id="no-propensity"),
+        pytest.param({"arm": np.full(400, 3)}, "arm must be", id="arm-out-of-range"),
+        pytest.param({"eligible": np.zeros((400, 3), bool)}, "eligible", id="not-eligible"),
+        pytest.param({"reward": np.zeros(3)}, "reward must have shape", id="shape"),
+    ],
+)
+def test_bad_logs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(logged(0), **change)
+
+
+def test_too_few_outcomes_are_refused():
+    log = replace(logged(0), reward=np.full(400, np.nan))
+    with pytest.raises(ValueError, match="too few"):
+        evaluate(log, wanted(log.features))
