@@ -8,6 +8,7 @@ inner policy that one ranks the deployed arms for each request, and the pacer pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -23,8 +24,8 @@ from policy.baselines.base import (
 )
 from policy.chance import uniforms
 from policy.deploy import deploy, fill, route
-from policy.oracle import SolverError
 from policy.money import NANO_PER_USD
+from policy.oracle import SolverError
 from policy.terms import (
     Arm,
     Bools,
@@ -40,6 +41,8 @@ AIM = 0.99
 """Share of the budget that is aimed at; the rest absorbs surprises."""
 HORIZON = 200.0
 """Requests over which a balance is made good."""
+HELD = 2.0 * math.sqrt(HORIZON)
+"""Requests' budgets kept back: the costs of the last ones cannot be made good any more."""
 RESERVE = 0.5
 """Share of the budget that a stage's arms must be able to come down to."""
 _BARRED = 1e6
@@ -163,8 +166,12 @@ class StageRoute(MeansPolicy):
         if self._inner is not None:
             self._inner.merge(arm, source, state[_FIXED:])
 
-    def bounds(self) -> tuple[Floats, Floats, Floats]:
-        """Return optimistic reward, expected and optimistic dollars of each arm, (k,) each."""
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Return optimistic reward and expected dollars of each arm, shape (k,) each.
+
+        The published program takes optimistic dollars too and overspends by them; a budget that
+        is to hold is planned with expected ones.
+        """
         totals = self._totals()
         pulls = totals[:, REWARDS]
         mean = np.clip((totals[:, REWARD_SUM] + 1.0) / (pulls + 1.0), 0.0, 1.0)
@@ -174,11 +181,11 @@ class StageRoute(MeansPolicy):
         known = totals[:, COSTS]
         usual = (totals[:, UNIT_SUM].sum() + _PRIOR_TOKENS) / (known.sum() + 1.0)
         unit = (totals[:, UNIT_SUM] + usual) / (known + 1.0)
-        price = np.array([float(a.price.input + a.price.output) if a.price else 0.0
-                          for a in self._arms])
+        price = np.array(
+            [float(a.price.input + a.price.output) if a.price else 0.0 for a in self._arms]
+        )
         cost = unit * price / (1_000.0 * NANO_PER_USD)
-        lower = cost * np.maximum(1.0 - 2.0 * self._width(np.ones(len(known)), known), 0.1)
-        return upper, cost, lower
+        return upper, cost
 
     def _width(self, value: Floats, count: Floats) -> Floats:
         width = np.sqrt(self._radius * value / (count + 1.0)) + self._radius / (count + 1.0)
@@ -189,27 +196,25 @@ class StageRoute(MeansPolicy):
     ) -> Ranking:
         """Rank by a draw from the shares, then by priced reward."""
         reward, cost_usd = self._estimates(contexts)
-        upper, mean_cost, lower = self.bounds()
+        upper, mean_cost = self.bounds()
         budget = self._budget_now()
         draw = uniforms(contexts.seeds, stream=0)
         score = np.broadcast_to(upper, reward.shape) - dual_price[:, None] * mean_cost
         score = np.where(deployed, score, score - _BARRED)
         propensity = np.zeros(reward.shape)
-        capacity = np.full(len(self._arms), self._capacity)
+        solved: dict[tuple[bytes, float], Floats] = {}
         for row, open_ in enumerate(eligible & deployed):
             if not open_.any():
                 propensity[row] = first_choice(score[row : row + 1], eligible[row : row + 1])[0]
                 continue
-            columns = np.flatnonzero(open_)
-            part = (upper[columns], mean_cost[columns], capacity[columns])
-            if np.isfinite(budget):
-                share = route(*part, budget_usd=budget).share
-            else:
-                share = fill(*part, dual_price=float(dual_price[row]))
-            # Fewer arms than the capacities allow for must take all the same.
-            share = share / share.sum()
-            propensity[row, columns] = share
-            taken = int(np.searchsorted(np.cumsum(share), draw[row], side="right"))
+            price = float(dual_price[row]) if np.isinf(budget) else 0.0
+            share = solved.get((open_.tobytes(), price))
+            if share is None:
+                share = self._shares(upper, mean_cost, open_, budget, price)
+                solved[open_.tobytes(), price] = share
+            propensity[row] = share
+            columns = np.flatnonzero(share)
+            taken = int(np.searchsorted(np.cumsum(share[columns]), draw[row], side="right"))
             score[row, columns[min(taken, len(columns) - 1)]] = 2.0
         return Ranking(
             reward=np.where(deployed, reward, 0.0),
@@ -219,12 +224,26 @@ class StageRoute(MeansPolicy):
             explored=(propensity.max(axis=1, initial=0.0) < 1.0) & eligible.any(axis=1),
         )
 
+    def _shares(
+        self, upper: Floats, cost_usd: Floats, open_: Bools, budget_usd: float, price: float
+    ) -> Floats:
+        """Return the probabilities of the open arms, shape (k,)."""
+        part = (upper[open_], cost_usd[open_], np.full(int(open_.sum()), self._capacity))
+        if np.isfinite(budget_usd):
+            found = route(*part, budget_usd=budget_usd).share
+        else:
+            found = fill(*part, dual_price=price)
+        share = np.zeros(len(open_))
+        # Fewer arms than the capacities ask for must take every request all the same.
+        share[open_] = found / found.sum()
+        return share
+
     def _budget_now(self) -> float:
-        """Return dollars for the next request: the ceiling, and a part of the balance."""
+        """Return dollars for the next request: what is aimed at, and a part of the balance."""
         if np.isinf(self._ceiling) or not self._arms:
             return float("inf")
         seen = float(sum(self._own[arm.arm][DECIDED] for arm in self._arms))
-        balance = AIM * self._ceiling * seen - float(self._spent_usd().sum())
+        balance = self._ceiling * (AIM * seen - HELD) - float(self._spent_usd().sum())
         return max(AIM * self._ceiling + balance / HORIZON, 0.0)
 
     def _deployed(self) -> Bools:
@@ -248,8 +267,7 @@ class StageRoute(MeansPolicy):
         columns = np.flatnonzero(self._available())
         if not len(columns):
             return
-        # Expected dollars, not optimistic ones: the budget is to be kept.
-        upper, cost, _ = self.bounds()
+        upper, cost = self.bounds()
         capacity = np.full(len(columns), self._capacity)
         try:
             chosen = deploy(

@@ -82,7 +82,7 @@ class MeansPolicy(ABC):
         if learning.output_tokens is not None:
             sums[OUTPUTS] += 1.0
             sums[OUTPUT_SUM] += learning.output_tokens
-        price = self._price(learning.arm)
+        price = learning.price or self._price(learning.arm)
         if learning.cost_nanousd is not None and price is not None:
             sums[COSTS] += 1.0
             sums[UNIT_SUM] += units(price, learning.cost_nanousd)
