@@ -43,7 +43,7 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> 
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.05)
+        time.sleep(0.1)
     pytest.fail(f"not within {deadline_s:g} s: {what}")
 
 
@@ -124,7 +124,7 @@ class Bench:
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
-        """Produce about 1,500 numbers a second in the background."""
+        """Produce about 600 numbers a second in the background."""
         enough = threading.Event()
 
         async def feed() -> None:
@@ -132,7 +132,7 @@ class Bench:
             await producer.start()
             while not enough.is_set():
                 await self._produce(producer, 15 * PARTITIONS)
-                await asyncio.sleep(0.04)
+                await asyncio.sleep(0.1)
             await producer.stop()
 
         thread = threading.Thread(target=asyncio.run, args=(feed(),))
