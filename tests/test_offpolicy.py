@@ -1,15 +1,32 @@
 """Off-policy estimates: the truth lies in the interval, and missing overlap shows."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from policy.baselines.greedy import Greedy
 from policy.baselines.uniform import Uniform
 from policy.money import Price
 from policy.offpolicy import Log, evaluate, target_probabilities
 from policy.terms import Arm, Settings
+from streams.commands.evaluate import register
+from streams.decision_log import LogError, read_jsonl
+from streams.records import (
+    Candidate,
+    Decision,
+    Outcome,
+    PriceEntry,
+    PriceTag,
+    Request,
+    Seen,
+    Usage,
+    decision_id,
+    encode,
+)
 
 ARMS = tuple(
     Arm(arm=name, price=Price(version=1, input=price, output=price))
@@ -155,3 +172,137 @@ def test_too_few_outcomes_are_refused():
     log = replace(logged(0), reward=np.full(400, np.nan))
     with pytest.raises(ValueError, match="too few"):
         evaluate(log, wanted(log.features))
+
+
+def as_records(log):
+    """The same log as records of the topics."""
+    names = [arm.arm for arm in log.arms]
+    for arm in log.arms:
+        yield PriceEntry(arm=arm.arm, version=1, input=arm.price.input, output=arm.price.output)
+    for row in range(len(log)):
+        name = f"r{row}"
+        yield Request(
+            request_id=name,
+            budget="acme/web",
+            input_tokens=int(log.input_tokens[row]),
+            max_output_tokens=int(log.max_output_tokens[row]),
+            features=log.features[row, :-1].tolist(),
+        )
+        yield Decision(
+            decision_id=decision_id("acme", name),
+            request_id=name,
+            budget="acme/web",
+            decided_ms=row,
+            offsets=Seen(request=row, batch=row, outcomes=0, catalog=0, statistics=0),
+            arm=names[log.arm[row]],
+            input_tokens=int(log.input_tokens[row]),
+            max_output_tokens=int(log.max_output_tokens[row]),
+            propensity=float(log.propensity[row]),
+            candidates=[Candidate(n, 0.5, 100_000, 10**6, 0.5, "") for n in names],
+        )
+        cost = round(float(log.cost_usd[row]) * 1e9)
+        yield Outcome(request_id=name, cost_nanousd=cost)
+        yield Outcome(request_id=name, cost_nanousd=cost + 1, reward=float(log.reward[row]))
+
+
+def test_records_of_the_topics_make_the_same_log():
+    log = logged(7, count=60)
+    rejected = Decision(
+        decision_id="x",
+        request_id="x",
+        budget="acme",
+        decided_ms=0,
+        offsets=Seen(request=0, batch=0, outcomes=0, catalog=0, statistics=0),
+        rejected="budget_exhausted",
+    )
+    lines = [encode(record) for record in [*as_records(log), rejected]]
+    read, left_out = read_jsonl(lines)
+    order = [[arm.arm for arm in read.arms].index(arm.arm) for arm in log.arms]
+    assert left_out == 1
+    assert (np.array(order)[log.arm] == read.arm).all()
+    assert read.reward.tolist() == log.reward.tolist()
+    assert read.cost_usd == pytest.approx(log.cost_usd, abs=1e-9)
+    assert read.features == pytest.approx(log.features)
+    assert {arm.arm: arm.price for arm in read.arms} == {arm.arm: arm.price for arm in log.arms}
+    assert read.expected_cost_usd[0] == pytest.approx([1e-4] * 3)
+
+
+def test_usage_is_priced_as_the_decision_pinned_it():
+    log = logged(8, count=2)
+    records = [record for record in as_records(log) if isinstance(record, Decision)]
+    for record in records:
+        record.price = PriceTag(3, 1_000_000, 2_000_000)
+    usage = Usage(prompt_tokens=100, completion_tokens=10)
+    lines = [encode(r) for r in [*records, Outcome(request_id="r0", usage=usage)]]
+    read, _ = read_jsonl(lines)
+    assert read.cost_usd[0] == pytest.approx(120e-6)
+    assert np.isnan(read.cost_usd[1])
+    assert read.features.tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(b"{", "line 1", id="broken"),
+        pytest.param(b"[1]", "JSON object", id="no-object"),
+        pytest.param(b'{"request_id": "a", "rewrad": 1}', "unknown_field", id="misspelt"),
+        pytest.param(b'{"request_id": "a", "reward": 1.0}', "no decision", id="no-decision"),
+    ],
+)
+def test_unreadable_lines_are_named(line, message):
+    with pytest.raises(LogError, match=message):
+        read_jsonl([line])
+
+
+def evaluate_command(*arguments):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_the_command_estimates_a_fixed_arm(tmp_path):
+    log = logged(9, count=2_000)
+    path = tmp_path / "log.npz"
+    np.savez(
+        path,
+        model=np.array([arm.arm for arm in log.arms]),
+        arm=log.arm,
+        propensity=log.propensity,
+        reward=log.reward,
+        cost_usd=log.cost_usd,
+        features=log.features[:, :-1],
+        price_in_microusd_per_mtok=np.array([arm.price.input for arm in log.arms]),
+        price_out_microusd_per_mtok=np.array([arm.price.output for arm in log.arms]),
+    )
+    found = evaluate_command(path, "--policy", "fixed", "--set", "arm=large", "--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.output)
+    reward, cost = report["reward"]["doubly_robust"], report["cost_usd"]["snips"]
+    assert reward["low"] <= 0.85 <= reward["high"]
+    assert cost["low"] <= 5e-4 <= cost["high"]
+    assert report["warnings"] == []
+    table = evaluate_command(path, "--policy", "random")
+    assert "doubly robust" in table.output
+
+
+def test_the_command_reads_records_and_warns_without_overlap(tmp_path):
+    log = logged(10, count=80)
+    path = tmp_path / "log.jsonl"
+    sure = replace(log, arm=np.zeros(80, np.int64), propensity=np.ones(80))
+    path.write_bytes(b"\n".join(encode(record) for record in as_records(sure)))
+    found = evaluate_command(path, "--policy", "fixed", "--set", "arm=large", "--json")
+    assert found.exit_code == 0, found.output
+    assert "mean weight is 0.00" in json.loads(found.output)["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["missing.npz"], ["{log}", "--policy", "unheard"], ["{log}", "--set", "nothing"]],
+)
+def test_the_command_says_what_is_wrong(tmp_path, arguments):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(encode(record) for record in as_records(logged(1, count=5))))
+    found = evaluate_command(*[a.format(log=path) for a in arguments])
+    assert found.exit_code == 2
+    assert "tollway:" in found.output
