@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from streams.embedded import KafkaServer, PostgresServer
+from tests.deployment import Deployment
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -98,3 +100,20 @@ def topic_prefix(request: pytest.FixtureRequest) -> str:
     """Return a name of this test alone, good for topics, groups and application ids."""
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[:40]
     return f"{test}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def deployment(
+    kafka: str, _session_postgres: PostgresServer, servers_root: Path
+) -> Iterator[Deployment]:
+    """Return the session's deployment, with one worker and one sink; use roots of your own."""
+    url = _session_postgres.create_database("deployment")
+    result = Deployment(kafka, url, servers_root / "deployment")
+    asyncio.run(result.create())
+    result.start_worker()
+    result.start_sink()
+    try:
+        asyncio.run(result.settled(timeout_s=120.0))
+        yield result
+    finally:
+        result.close()
