@@ -15,7 +15,8 @@ class BudgetSpec:
     """A budget as the catalog declares it; amounts in nano-dollars.
 
     ``per_request_nanousd`` paces the mean cost of a request; otherwise the clock paces. Where
-    ``paced`` is False there is the hard cap only. ``controller`` is the pacer's: ``curve`` or ``pid``.
+    ``paced`` is False there is the hard cap only. The pacer's ``controller`` is ``curve`` or
+    ``pid``.
     """
 
     budget: str
