@@ -49,6 +49,9 @@ def register(app: typer.Typer) -> None:
         logging.basicConfig(
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
+        if config.log_level != "debug":
+            for noisy in ("aiokafka", "alembic"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)
         with _errors_told():
             asyncio.run(_run_until_signal(config, accept_gaps=accept_gaps))
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import psycopg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -18,6 +19,7 @@ from aiokafka.errors import KafkaError
 from streams.ledger import rows
 from streams.ledger.database import connect_sink, describe, is_transient
 from streams.ledger.rows import Raw, Row
+from streams.ledger.threads import run_in_thread
 from streams.records import BadRecordError, BudgetEntry, PriceEntry, decode_catalog
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ async def follow_catalog(kafka: str, database_url: str, topic: str) -> None:
 
 async def _follow(kafka: str, database_url: str, topic: str) -> None:
     place = TopicPartition(topic, _PARTITION)
-    start = await asyncio.to_thread(_next_offset, database_url, topic)
+    start = await run_in_thread(partial(_next_offset, database_url, topic))
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest"
     )
@@ -62,7 +64,7 @@ async def _follow(kafka: str, database_url: str, topic: str) -> None:
             got = await consumer.getmany(timeout_ms=1_000)
             for messages in got.values():
                 entries = [(m.key, Raw(m.offset, m.timestamp, m.value)) for m in messages]
-                await asyncio.to_thread(write_catalog, database_url, topic, entries)
+                await run_in_thread(partial(write_catalog, database_url, topic, entries))
     finally:
         await consumer.stop()
 

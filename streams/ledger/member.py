@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -13,6 +14,7 @@ from aiokafka.errors import KafkaError
 from streams.ledger.database import describe, is_transient
 from streams.ledger.errors import LedgerFencedError, LedgerGapError, LedgerTopicsError
 from streams.ledger.inbox import Inbox, Message
+from streams.ledger.threads import run_in_thread
 from streams.ledger.writer import LedgerWriter
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         accept_gaps: bool,
     ) -> None:
         self.halted: dict[int, LedgerGapError] = {}
+        self.busy = False
         self._consumer = consumer
         self._writer = writer
         self._topics = (decisions, outcomes)
@@ -122,8 +125,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             tps = [TopicPartition(topic, partition) for topic in self._topics]
             if not self._consumer.assignment().issuperset(tps):
                 raise LedgerTopicsError(f"only one of {tps} is assigned: their counts differ")
-            inbox = Inbox(await self._run(self._writer.claim, partition), self._topics)
-            log.info("partition %d: epoch %d, next %s", partition, inbox.unit.epoch, inbox.nexts)
+            inbox = Inbox(await self._run(partial(self._writer.claim, partition)), self._topics)
+            log.info(
+                "partition %d: epoch %d, decisions from %d, outcomes from %d",
+                partition,
+                inbox.unit.epoch,
+                *inbox.nexts.values(),
+            )
             first, end = await self._log_bounds(tps)
             for tp in tps:
                 self._consumer.seek(tp, inbox.nexts[tp])
@@ -152,7 +160,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self.halted[tp.partition] = error
         self._inboxes.pop(tp.partition, None)
         self._set_paused()
-        await self._run(self._writer.halt, inbox.unit, str(error))
+        await self._run(partial(self._writer.halt, inbox.unit, str(error)))
 
     async def _take(self, got: dict[TopicPartition, list[Message]]) -> None:
         for tp, messages in got.items():
@@ -175,7 +183,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 if self._inboxes.get(partition) is not inbox:
                     break
                 try:
-                    await self._run(self._writer.flush, inbox.unit, inbox.batch())
+                    await self._run(partial(self._writer.flush, inbox.unit, inbox.batch()))
                 except LedgerFencedError as error:
                     log.warning("fenced off: %s", error)
                     self._inboxes.pop(partition, None)
@@ -185,9 +193,17 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                     break
                 inbox.settle()
 
-    async def _run(self, call: Callable[..., _T], *arguments: object) -> _T:
+    async def _run(self, call: Callable[[], _T]) -> _T:
         """Make a call to the database in a thread, so that heartbeats go on."""
-        in_flight = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+
+        def work() -> _T:
+            try:
+                return call()
+            finally:
+                self.busy = False
+
+        self.busy = True
+        in_flight = asyncio.ensure_future(run_in_thread(work))
         self._in_flight = in_flight
         try:
             return await in_flight

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer
@@ -20,6 +21,7 @@ from streams.ledger.catalog import follow_catalog
 from streams.ledger.database import connect_sink
 from streams.ledger.errors import LedgerTopicsError
 from streams.ledger.member import STOP_S, Sink
+from streams.ledger.threads import run_in_thread
 from streams.ledger.unit import Counts
 from streams.ledger.writer import Connection, LedgerWriter
 from streams.topics import CATALOG, DECISIONS, OUTCOMES
@@ -51,7 +53,7 @@ async def run_sink(
     LedgerGapError
         At the end, if a partition stood still because records are gone from its topics.
     """
-    await asyncio.to_thread(migrate.require_head, database_url)
+    await run_in_thread(partial(migrate.require_head, database_url))
     await _check_topics(kafka, decisions, outcomes)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka,
@@ -79,7 +81,8 @@ async def run_sink(
             await _either(asyncio.create_task(sink.step()), stopped)
             if follower is not None and follower.done():
                 follower.result()
-        await sink.leave()
+        if not sink.busy:
+            await sink.leave()
     finally:
         stopped.cancel()
         if follower is not None:
@@ -87,7 +90,8 @@ async def run_sink(
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
         await consumer.stop()
-        await asyncio.to_thread(writer.close)
+        if not sink.busy:
+            writer.close()
     if sink.halted:
         raise next(iter(sink.halted.values()))
     return writer.counts
