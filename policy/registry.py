@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
-from policy.baselines.batch_split import BatchSplit
-from policy.baselines.cheapest import Cheapest
-from policy.baselines.fixed import Fixed
-from policy.baselines.greedy import Greedy
-from policy.baselines.knn_cost import KnnCost
-from policy.baselines.knn_performance import KnnPerformance
-from policy.baselines.mix import Mix
-from policy.baselines.round_robin import RoundRobin
-from policy.baselines.threshold import Threshold
-from policy.baselines.uniform import Uniform
-from policy.pareto import Pareto
-from policy.port import Port
-from policy.stageroute import StageRoute
 from policy.terms import Policy, PolicyError, Settings
 
-POLICIES: dict[str, Callable[[Settings], Policy]] = {
-    "pareto": Pareto,
-    "port": Port,
-    "stageroute": lambda settings: StageRoute(settings, make_policy),
-    "batch-split": BatchSplit,
-    "cheapest": Cheapest,
-    "fixed": Fixed,
-    "greedy": Greedy,
-    "knn-cost": KnnCost,
-    "knn-performance": KnnPerformance,
-    "mix": Mix,
-    "round-robin": RoundRobin,
-    "threshold": Threshold,
-    "random": Uniform,
+Make = Callable[[Settings], Policy]
+
+
+def _from(module: str, name: str) -> Make:
+    """Return what makes a policy, importing its file when the first one is made.
+
+    Some files bring a solver or an index with them, which a worker of another policy need not
+    wait for.
+    """
+
+    def make(settings: Settings) -> Policy:
+        policy: Policy = getattr(importlib.import_module(module), name)(settings)
+        return policy
+
+    return make
+
+
+def _stageroute(settings: Settings) -> Policy:
+    from policy.stageroute import StageRoute
+
+    return StageRoute(settings, make_policy)
+
+
+POLICIES: dict[str, Make] = {
+    "pareto": _from("policy.pareto", "Pareto"),
+    "port": _from("policy.port", "Port"),
+    "stageroute": _stageroute,
+    "batch-split": _from("policy.baselines.batch_split", "BatchSplit"),
+    "cheapest": _from("policy.baselines.cheapest", "Cheapest"),
+    "fixed": _from("policy.baselines.fixed", "Fixed"),
+    "greedy": _from("policy.baselines.greedy", "Greedy"),
+    "knn-cost": _from("policy.baselines.knn_cost", "KnnCost"),
+    "knn-performance": _from("policy.baselines.knn_performance", "KnnPerformance"),
+    "mix": _from("policy.baselines.mix", "Mix"),
+    "round-robin": _from("policy.baselines.round_robin", "RoundRobin"),
+    "threshold": _from("policy.baselines.threshold", "Threshold"),
+    "random": _from("policy.baselines.uniform", "Uniform"),
 }
 
 

@@ -10,12 +10,32 @@ import typer
 
 from streams.config import Config, ConfigError
 
-COMMANDS = ("stack", "topics", "records", "worker", "ledger", "bench")
-"""Modules of ``streams.commands``; each adds its commands in ``register(app)``."""
+COMMANDS = {
+    "up": "stack",
+    "down": "stack",
+    "status": "stack",
+    "topics": "topics",
+    "catalog": "records",
+    "send": "records",
+    "outcome": "records",
+    "tail": "records",
+    "explain": "records",
+    "worker": "worker",
+    "sink": "ledger",
+    "migrate": "ledger",
+    "audit": "ledger",
+    "replay": "replay",
+    "evaluate": "evaluate",
+    "bench": "bench",
+}
+"""Commands, and the module of ``streams.commands`` that adds each in its ``register(app)``."""
 
 
-def build_cli() -> typer.Typer:
-    """Return the command line with every command registered."""
+def build_cli(command: str | None = None) -> typer.Typer:
+    """Return the command line; with only the module of ``command`` if it is one.
+
+    A worker that starts again must not wait for the imports of commands that it is not.
+    """
     app = typer.Typer(
         name="tollway",
         help="LLM routing inside Kafka.",
@@ -33,7 +53,8 @@ def build_cli() -> typer.Typer:
             typer.echo(f"tollway: {exc}", err=True)
             raise typer.Exit(2) from None
 
-    for name in COMMANDS:
+    wanted = [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for name in wanted:
         importlib.import_module(f"streams.commands.{name}").register(app)
     return app
 
@@ -43,7 +64,8 @@ def main() -> None:
     # One BLAS thread: the matrices are small, and the sums of a replay must not depend on cores.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    sys.exit(build_cli()())
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    sys.exit(build_cli(command)())
 
 
 if __name__ == "__main__":

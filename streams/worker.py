@@ -11,17 +11,17 @@ import asyncio
 import logging
 import signal
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from faust.types import TP
 from prometheus_client import start_http_server
 
 from policy.catalog import Catalog
-from policy.lexical import LexicalEncoder, default_encoder
 from policy.state import Limits
 from streams import topics
 from streams.config import Config
-from streams.faust_batches import BatchApp
+from streams.faust_batches import BatchApp, PartitionNotOwnedError
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogReader
@@ -29,6 +29,9 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
 from streams.publisher import make_producer
+
+if TYPE_CHECKING:
+    from policy.lexical import LexicalEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +80,10 @@ class Worker:
         async def checkpoint() -> None:
             """Write what has changed to the tables, and tell others what was learned."""
             for partition in list(self.partitions.values()):
-                if self.app.owns(topics.REQUESTS, partition.number):
-                    await partition.checkpoint()
+                # A rebalance may take the partition away in the middle: its next owner folds.
+                with suppress(PartitionNotOwnedError):
+                    if self.app.owns(topics.REQUESTS, partition.number):
+                        await partition.checkpoint()
 
         app.on_assigned = self._on_assigned
         app.before_commit = self._before_commit
@@ -155,6 +160,9 @@ class Worker:
         if catalog.encoder == "none":
             return Intake(catalog, None)
         if self._encoder is None:
+            # Most deployments send vectors; scikit-learn takes seconds to import.
+            from policy.lexical import default_encoder
+
             self._encoder = default_encoder()
         return Intake(catalog, self._encoder.encode)
 
