@@ -247,7 +247,10 @@ class Reservations:
         rows = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
         rows[at] = loaded
         self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
-        self._features[number][at] = np.frombuffer(features, "<f4").reshape(-1, self._dimensions)
+        kept = np.frombuffer(features, "<f4").reshape(len(at), -1)
+        # Made with other features than the policy has now: their outcomes teach nothing.
+        if kept.shape[1] == self._dimensions:
+            self._features[number][at] = kept
         for place in at:
             row = Row(*rows[place].item())
             self._offsets[row.id] = number * SEGMENT + int(place)

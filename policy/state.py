@@ -102,7 +102,9 @@ class State:
         self.waiting: dict[bytes, int] = {}
         self.freed: set[str] = set()
         self.parked: dict[int, tuple[Arrival, Position]] = {}
+        self.late: list[Arrival] = []
         self.redo: dict[int, list[int]] = {}
+        self.unlearned: list[str] = []
         self.statistics = 0
         self.curve: SpendCurve | None = None
         self.curve_at = 0
@@ -205,9 +207,15 @@ class State:
             self.windows.load_page(str(key), data)
         elif kind == "arm":
             policy, lengths = msgspec.msgpack.decode(data)
-            self.policy.load(str(key), policy)
             self.lengths_of(str(key)).load(lengths)
+            try:
+                self.policy.load(str(key), policy)
+            except ValueError:
+                # Learned by another policy, or from other features: it learns anew.
+                self.unlearned.append(str(key))
         else:
-            self._ring_count, features, tokens = msgspec.msgpack.decode(data)
-            self._ring_features = np.frombuffer(features, "<f4").reshape(RING, -1).copy()
-            self._ring_tokens = np.frombuffer(tokens, "<i8").reshape(RING, 2).copy()
+            count, features, tokens = msgspec.msgpack.decode(data)
+            if len(features) == self._ring_features.nbytes:
+                self._ring_count = count
+                self._ring_features = np.frombuffer(features, "<f4").reshape(RING, -1).copy()
+                self._ring_tokens = np.frombuffer(tokens, "<i8").reshape(RING, 2).copy()

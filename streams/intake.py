@@ -52,7 +52,7 @@ class Intake:
             id=identity,
             request_print=_print(value),
             budget=request.budget,
-            features=self._features(request),
+            features=self._features(request, known=known),
             input_tokens=request.input_tokens,
             max_output_tokens=request.max_output_tokens,
             at_ms=at_ms,
@@ -71,7 +71,7 @@ class Intake:
             if name not in declared:
                 raise BadRecordError("unknown_arm", f"arm {name!r} is not in the catalog")
 
-    def _features(self, request: Request) -> NDArray[np.float32]:
+    def _features(self, request: Request, *, known: bool) -> NDArray[np.float32]:
         given = (request.prompt, request.features, request.features_b64)
         if sum(part is not None for part in given) != 1:
             raise BadRecordError("features", "give one of prompt, features, features_b64")
@@ -82,6 +82,9 @@ class Intake:
         else:
             values = _from_base64(request.features_b64 or "")
         wanted = self.catalog.settings.dimensions
+        if known and len(values) != wanted:
+            # Decided when the policy had other features: its outcome teaches nothing.
+            values = np.zeros(wanted, np.float32)
         if len(values) != wanted:
             raise BadRecordError("feature_length", f"{len(values)} features, not {wanted}")
         if not (np.abs(values) <= FEATURE_MAX).all():

@@ -17,7 +17,6 @@ from policy.money import Price
 from policy.pages import Position
 from policy.recover import Folded, finish, fold_decisions, load, needed
 from policy.registry import make_policy
-from policy.settle import pass_over, settle
 from policy.state import Incoming, Limits, State
 from streams import topics
 from streams.faust_batches import CheckpointTable
@@ -25,9 +24,10 @@ from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader
 from streams.metrics import Metrics
-from streams.partition import POSITION_KEY, Kept, Partition, parse_page_key
+from streams.partition import FORMAT, POSITION_KEY, Kept, Partition, parse_page_key, settle_record
 from streams.publisher import Outbox
 from streams.records import BadRecordError, DeadLetter, Decision, decode
+from streams.refusing import DeadLetters, mark_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,25 @@ class Opener:
         pages = {}
         for table in self.tables.values():
             pages.update(table.values(number))
-        kept = pages.pop(POSITION_KEY, None)
         position = Position()
-        if kept is not None:
-            position = Position(*msgspec.structs.astuple(msgspec.msgpack.decode(kept, type=Kept)))
+        packed = pages.pop(POSITION_KEY, None)
+        if packed is not None:
+            kept = msgspec.msgpack.decode(packed, type=Kept)
+            if kept.format == FORMAT:
+                position = Position(kept.decisions, kept.outcomes, kept.clock_ms)
+            else:
+                logger.warning("partition %s: pages of format %s, folding", number, kept.format)
+                pages = {}
         load(state, {parse_page_key(k): v for k, v in pages.items()}, position=position)
-        await self._fold(state, number)
+        letters = DeadLetters(
+            partition=number,
+            outbox=Outbox(self.producer, topics.DEAD_LETTERS, number),
+            metrics=self.metrics,
+            known=await self._known_dead(number),
+        )
+        await self._fold(state, letters)
         finish(state)
+        await letters.outbox.flush()
         logger.info("partition %s: open at %s", number, state.gate.position)
         return Partition(
             number=number,
@@ -76,17 +88,20 @@ class Opener:
             make_intake=lambda: self.make_intake(state.catalog),
             tables=self.tables,
             decisions=Outbox(self.producer, topics.DECISIONS, number),
-            dead_letters=Outbox(self.producer, topics.DEAD_LETTERS, number),
+            dead_letters=letters,
             statistics=Outbox(self.producer, topics.STATISTICS, 0),
             metrics=self.metrics,
             features=self.features(),
-            known_dead=await self._known_dead(number),
             committed_outcomes=position.outcomes,
             lock=asyncio.Lock(),
         )
 
-    async def _fold(self, state: State, number: int) -> None:
-        """Fold what the logs hold beyond the pages; see ``policy.recover``."""
+    async def _fold(self, state: State, letters: DeadLetters) -> None:
+        """Fold what the logs hold beyond the pages; see ``policy.recover``.
+
+        Writes the dead letters that the former owner did not come to write.
+        """
+        number = letters.partition
         _, end = await self.reader.bounds(topics.DECISIONS, number)
         start = state.gate.position.decisions
         if start > end:
@@ -104,32 +119,35 @@ class Opener:
                 until = decisions[-1][0] + 1 if whole else end
             requests = await self._requests(state.catalog, number, [d for _, d in decisions])
             for _, batch in groupby(decisions, key=_batch_of):
-                await self._fold_batch(state, number, list(batch), requests)
+                await self._fold_batch(state, letters, list(batch), requests)
             # What could not be read had no effect, but has its place.
             state.gate.advance("decisions", until)
             start = until
-        await self._fold_outcomes(state, number, needed(state).outcomes)
+        await self._fold_outcomes(state, letters, needed(state).outcomes)
 
     async def _fold_batch(
-        self, state: State, number: int, batch: Sequence[tuple[int, Decision]],
+        self, state: State, letters: DeadLetters, batch: Sequence[tuple[int, Decision]],
         requests: Mapping[int, Incoming],
     ) -> None:  # fmt: skip
-        await self._fold_outcomes(state, number, batch[0][1].offsets.outcomes)
-        fold_decisions(state, _folded(batch, requests))
+        await self._fold_outcomes(state, letters, batch[0][1].offsets.outcomes)
+        for arrival, verdict in fold_decisions(state, _folded(batch, requests)):
+            if verdict.effect == "refused":
+                await letters.refuse_parked(arrival.offset, verdict, at_ms=state.clock_ms)
+        letters.forget_released(state)
 
-    async def _fold_outcomes(self, state: State, number: int, end: int) -> None:
+    async def _fold_outcomes(self, state: State, letters: DeadLetters, end: int) -> None:
         intake = self.make_intake(state.catalog)
         start = state.gate.position.outcomes
-        async for records in self.reader.read(topics.OUTCOMES, number, start, end):
+        async for records in self.reader.read(topics.OUTCOMES, letters.partition, start, end):
             for record in records:
-                try:
-                    arrival = intake.outcome(
-                        record.key, record.value, offset=record.offset, at_ms=record.timestamp
+                verdict = settle_record(state, intake, record)
+                mark = mark_of(record.value)
+                if verdict.effect == "parked":
+                    letters.parked[record.offset] = mark
+                elif verdict.effect == "refused":
+                    await letters.refuse(
+                        topics.OUTCOMES, record.offset, mark, verdict, at_ms=state.clock_ms
                     )
-                except BadRecordError:
-                    pass_over(state, record.offset, record.timestamp)
-                else:
-                    settle(state, arrival)
 
     async def _decisions(self, number: int, start: int, end: int) -> list[tuple[int, Decision]]:
         decisions = []
@@ -170,8 +188,12 @@ class Opener:
         start = max(first, end - KNOWN_DEAD_MAX)
         async for records in self.reader.read(topics.DEAD_LETTERS, number, start, end):
             for record in records:
-                letter = decode(DeadLetter, record.value)
-                known.add((letter.topic, letter.offset))
+                try:
+                    letter = decode(DeadLetter, record.value)
+                except BadRecordError as exc:
+                    logger.warning("dead letter %s/%s is none: %s", number, record.offset, exc)
+                else:
+                    known.add((letter.topic, letter.offset))
         return known
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -22,9 +22,10 @@ from streams import topics
 from streams.following import Follower
 from streams.intake import Intake
 from streams.metrics import Metrics
-from streams.outgoing import dead_letter, decision_records
+from streams.outgoing import decision_records
 from streams.publisher import Headers, Outbox
 from streams.records import BadRecordError, Statistics, encode
+from streams.refusing import DeadLetters, mark_of
 
 CHUNK = 512
 """Requests that are decided in one call."""
@@ -53,6 +54,11 @@ class Kept(msgspec.Struct, array_like=True):
     decisions: int
     outcomes: int
     clock_ms: int
+    format: int
+
+
+FORMAT = 1
+"""Of the pages. Pages of another format are left alone: the state comes from the topics then."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -65,16 +71,16 @@ class Partition:
     make_intake: Callable[[], Intake]
     tables: Mapping[str, Table]
     decisions: Outbox
-    dead_letters: Outbox
+    dead_letters: DeadLetters
     statistics: Outbox
     metrics: Metrics
     features: str
-    known_dead: set[tuple[str, int]]
     committed_outcomes: int
     lock: asyncio.Lock
     committed_requests: int | None = None
     _requests_next: int | None = None
     _checkpoints: int = 0
+    _checkpointing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # -- records in
 
@@ -85,6 +91,7 @@ class Partition:
             async with self.lock:
                 self._refresh()
                 await self._decide_records(chunk)
+                await self._refuse_overdue()
                 self._requests_next = chunk[-1].offset + 1
 
     async def on_outcomes(self, records: Sequence[Any]) -> None:
@@ -92,34 +99,25 @@ class Partition:
         async with self.lock:
             intake = self.make_intake()
             applied_from = self.state.gate.position.outcomes
-            by_offset = {}
             for record in records:
-                if record.offset < applied_from:
-                    continue
-                by_offset[record.offset] = record
-                await self._settle_record(intake, record)
-            for arrival in overdue(self.state):
-                late = by_offset.get(arrival.offset)
-                await self._refuse(
-                    topics.OUTCOMES, arrival.offset, None if late is None else late.value,
-                    Verdict("refused", "unknown_request", "no decision came for it"),
-                )  # fmt: skip
+                if record.offset >= applied_from:
+                    await self._settle_record(intake, record)
+            await self._refuse_overdue()
             if self.state.freed and self.state.waiting:
                 await self._decide([], now_ms=self.state.clock_ms)
 
     async def _settle_record(self, intake: Intake, record: Any) -> None:
-        try:
-            arrival = intake.outcome(
-                record.key, record.value, offset=record.offset, at_ms=record.timestamp
-            )
-        except BadRecordError as exc:
-            pass_over(self.state, record.offset, record.timestamp)
-            verdict = Verdict("refused", exc.reason, exc.detail)
-        else:
-            verdict = settle(self.state, arrival)
+        verdict = settle_record(self.state, intake, record)
         self.metrics.outcomes.labels(verdict.effect).inc()
         if verdict.effect == "refused":
             await self._refuse(topics.OUTCOMES, record.offset, record.value, verdict)
+        elif verdict.effect == "parked":
+            self.dead_letters.parked[record.offset] = mark_of(record.value)
+
+    async def _refuse_overdue(self) -> None:
+        verdict = Verdict("refused", "unknown_request", "no decision came for it")
+        for arrival in overdue(self.state):
+            await self._refuse_parked(arrival.offset, verdict)
 
     async def _decide_records(self, records: Sequence[Any]) -> None:
         intake = self.make_intake()
@@ -157,7 +155,9 @@ class Partition:
         self.metrics.count(self.number, decided, state)
         for arrival, verdict in decided.released:
             if verdict.effect == "refused":
-                await self._refuse(topics.OUTCOMES, arrival.offset, None, verdict)
+                await self._refuse_parked(arrival.offset, verdict)
+        if decided.released:
+            self.dead_letters.forget_released(state)
         if decided.choices:
             settings = state.catalog.settings
             values = decision_records(
@@ -183,22 +183,18 @@ class Partition:
         return decided.conflicts
 
     async def _refuse(self, topic: str, offset: int, value: bytes | None, verdict: Verdict) -> None:
-        # After a kill a record is read again; its dead letter is there already.
-        if (topic, offset) in self.known_dead:
-            return
-        self.metrics.dead_letters.labels(topic, verdict.reason).inc()
-        letter = dead_letter(
-            topic, self.number, offset, value, reason=verdict.reason, detail=verdict.detail,
-            at_ms=self.state.clock_ms,
-        )  # fmt: skip
-        await self.dead_letters.send(f"{topic}/{self.number}/{offset}".encode(), [letter])
+        at_ms = self.state.clock_ms
+        await self.dead_letters.refuse(topic, offset, mark_of(value), verdict, at_ms=at_ms)
+
+    async def _refuse_parked(self, offset: int, verdict: Verdict) -> None:
+        await self.dead_letters.refuse_parked(offset, verdict, at_ms=self.state.clock_ms)
 
     async def _refuse_entries(self) -> None:
         """Write dead letters for the catalog's; the catalog has the one partition 0."""
         for offset, (record, error) in self.follower.refused.items():
             verdict = Verdict("refused", error.reason, error.detail)
             await self._refuse(topics.CATALOG, offset, record.value, verdict)
-            self.known_dead.add((topics.CATALOG, offset))
+            self.dead_letters.known.add((topics.CATALOG, offset))
 
     def _refresh(self) -> None:
         """Take the newest catalog and what other partitions have learned."""
@@ -226,13 +222,18 @@ class Partition:
     async def checkpoint(self, *, everything: bool = False) -> None:
         """Write the dirty pages, then the position from which a fold must begin.
 
-        What is written contains only decisions and dead letters that were acknowledged.
+        What is written contains only decisions and dead letters that were acknowledged. One at
+        a time: an older page written last, below a newer position, would lose what is between.
         """
+        async with self._checkpointing:
+            await self._checkpoint(everything=everything)
+
+    async def _checkpoint(self, *, everything: bool) -> None:
         async with self.lock:
             if self.number == 0:
                 await self._refuse_entries()
             await self.decisions.flush()
-            await self.dead_letters.flush()
+            await self.dead_letters.outbox.flush()
             self._checkpoints += 1
             late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
             state = self.state
@@ -248,7 +249,7 @@ class Partition:
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
         await self._write(dumped, forgotten)
-        kept = Kept(*low)
+        kept = Kept(*low, FORMAT)
         await self.tables["budget-pacing"].put(
             self.number, {POSITION_KEY: msgspec.msgpack.encode(kept)}
         )
@@ -288,6 +289,18 @@ class Partition:
         keys = [f"{self.number}:{arm}".encode() for arm in learned]
         await self.statistics.send(None, values, keys=keys)
         await self.statistics.flush()
+
+
+def settle_record(state: State, intake: Intake, record: Any) -> Verdict:
+    """Apply the next record of the outcomes; a bad one lets only the time go on."""
+    try:
+        arrival = intake.outcome(
+            record.key, record.value, offset=record.offset, at_ms=record.timestamp
+        )
+    except BadRecordError as exc:
+        pass_over(state, record.offset, record.timestamp)
+        return Verdict("refused", exc.reason, exc.detail)
+    return settle(state, arrival)
 
 
 class PolicyChangedError(Exception):
