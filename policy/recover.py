@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from policy.decide import Choice, take
 from policy.pages import PageKey, Position
-from policy.settle import expire, release_parked
-from policy.state import State
+from policy.settle import Verdict, expire, release_parked
+from policy.state import Arrival, State
 from policy.terms import PolicyError
 
 
@@ -47,13 +47,14 @@ def load(state: State, pages: Mapping[PageKey, bytes], *, position: Position) ->
     state.redo = state.reservations.expired_by()
 
 
-def fold_decisions(state: State, batch: Iterable[Folded]) -> None:
+def fold_decisions(state: State, batch: Iterable[Folded]) -> list[tuple[Arrival, Verdict]]:
     """Fold the decisions of one batch; the outcomes that it had seen were settled before.
 
     A later copy of a decided request, as a worker may write that has lost its partition, has no
-    effect.
+    effect. Returns the parked outcomes that were released, with what became of them.
     """
     begun = False
+    released: list[tuple[Arrival, Verdict]] = []
     for folded in batch:
         if not begun:
             state.gate.begin("decisions", folded.offset)
@@ -70,8 +71,9 @@ def fold_decisions(state: State, batch: Iterable[Folded]) -> None:
             now_ms=folded.decided_ms,
             expires_ms=folded.expires_ms or None,
         )
-        release_parked(state, folded.choice.request.id)
+        released += release_parked(state, folded.choice.request.id)
         state.gate.tick(folded.decided_ms)
+    return released
 
 
 def needed(state: State) -> Position:

@@ -91,17 +91,28 @@ def release_parked(state: State, id_: bytes) -> list[tuple[Arrival, Verdict]]:
 
 def overdue(state: State) -> list[Arrival]:
     """Remove and return the parked outcomes whose decision can no longer come."""
-    late = [a for a, _ in state.parked.values() if not is_accepted(
-        decided_ms=state.clock_ms, outcome_ms=a.at_ms)]  # fmt: skip
-    for arrival in late:
-        del state.parked[arrival.offset]
+    _expire_parked(state)
+    late, state.late = state.late, []
     return late
+
+
+def _expire_parked(state: State) -> None:
+    while state.parked:
+        arrival, _ = next(iter(state.parked.values()))
+        if is_accepted(decided_ms=state.clock_ms, outcome_ms=arrival.at_ms):
+            return
+        del state.parked[arrival.offset]
+        state.late.append(arrival)
 
 
 def _settle_known(state: State, arrival: Arrival) -> Verdict:
     offset = state.reservations.find(arrival.id)
     # While a log is folded a row may be there before its decision's turn has come.
     if offset is None or offset >= state.gate.position.decisions:
+        # Room is made here and not only when a worker asks: a fold, which never asks, must park
+        # what was parked.
+        if len(state.parked) >= state.limits.parked_max:
+            _expire_parked(state)
         if len(state.parked) >= state.limits.parked_max:
             return Verdict("refused", "unknown_request", "too many outcomes of unknown requests")
         return Verdict("parked")

@@ -88,7 +88,7 @@ def remove_entry(catalog: Catalog, key: bytes) -> Catalog:
     kind, _, name = key.decode(errors="replace").partition(":")
     if kind == "arm":
         return catalog.without_arm(name)
-    if kind == "price":
+    if kind == "price" and any(arm.arm == name for arm in catalog.arms):
         return catalog.with_price(name, None)
     return catalog.without_budget(name) if kind == "budget" else catalog
 

@@ -1,8 +1,7 @@
-"""From what the core decided to records: decisions and dead letters."""
+"""From what the core decided to records."""
 
 from __future__ import annotations
 
-import hashlib
 from math import inf
 
 from policy.choose import WHY_NOT
@@ -11,14 +10,11 @@ from streams.records import (
     SCHEMA,
     BudgetPosition,
     Candidate,
-    DeadLetter,
     Decision,
     PriceTag,
     Seen,
     encode,
 )
-
-_DETAIL_MAX = 400
 
 
 def decision_records(
@@ -93,23 +89,4 @@ def _decision(
         seed=seed,
         candidates=candidates,
         budgets=[BudgetPosition(*position) for position in choice.budgets],
-    )
-
-
-def dead_letter(
-    topic: str, partition: int, offset: int, value: bytes | None, *, reason: str, detail: str,
-    at_ms: int,
-) -> bytes:  # fmt: skip
-    """Return the dead letter of a record: where it lay and why, its hash, not its content."""
-    return encode(
-        DeadLetter(
-            topic=topic,
-            partition=partition,
-            offset=offset,
-            reason=reason,
-            detail=detail[:_DETAIL_MAX],
-            sha256=hashlib.sha256(value or b"").hexdigest(),
-            size=len(value or b""),
-            at_ms=at_ms,
-        )
     )

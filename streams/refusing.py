@@ -1,0 +1,70 @@
+"""Dead letters of one partition: each refused record gets one, whatever is killed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from policy.settle import Verdict
+from policy.state import State
+from streams import topics
+from streams.metrics import Metrics
+from streams.publisher import Outbox
+from streams.records import DeadLetter, encode
+
+_DETAIL_MAX = 400
+
+Mark = tuple[str, int]
+"""What is told of a record instead of its content: its SHA-256 in hex, and its size."""
+
+
+def mark_of(value: bytes | None) -> Mark:
+    """Return the mark of a record's value."""
+    return hashlib.sha256(value or b"").hexdigest(), len(value or b"")
+
+
+@dataclass(slots=True, kw_only=True)
+class DeadLetters:
+    """Writes the dead letters of a partition.
+
+    ``known`` are the places of the letters that a former owner wrote: after a kill a record is
+    read again, but its letter is there already. ``parked`` holds the marks of outcomes that wait
+    for their decision, by offset: their content is gone when their time is over.
+    """
+
+    partition: int
+    outbox: Outbox
+    metrics: Metrics
+    known: set[tuple[str, int]]
+    parked: dict[int, Mark] = field(default_factory=dict)
+
+    async def refuse(
+        self, topic: str, offset: int, mark: Mark, verdict: Verdict, *, at_ms: int
+    ) -> None:
+        """Write the dead letter of a record of this partition, once."""
+        if (topic, offset) in self.known:
+            return
+        self.metrics.dead_letters.labels(topic, verdict.reason).inc()
+        sha256, size = mark
+        letter = DeadLetter(
+            topic=topic,
+            partition=self.partition,
+            offset=offset,
+            reason=verdict.reason,
+            detail=verdict.detail[:_DETAIL_MAX],
+            sha256=sha256,
+            size=size,
+            at_ms=at_ms,
+        )
+        key = f"{topic}/{self.partition}/{offset}".encode()
+        await self.outbox.send(key, [encode(letter)])
+
+    async def refuse_parked(self, offset: int, verdict: Verdict, *, at_ms: int) -> None:
+        """Write the dead letter of an outcome that was parked."""
+        await self.refuse(topics.OUTCOMES, offset, self.parked.pop(offset), verdict, at_ms=at_ms)
+
+    def forget_released(self, state: State) -> None:
+        """Forget the marks of the outcomes that wait no longer."""
+        late = {arrival.offset for arrival in state.late}
+        for offset in [o for o in self.parked if o not in state.parked and o not in late]:
+            del self.parked[offset]
