@@ -52,8 +52,9 @@ HORIZON = 200.0
 """Requests over which a balance is made good."""
 SAFETY = 2.0
 """Standard deviations of the open calls' cost that are held back below a ceiling."""
-SAFETY_OWN = 3.0
-"""The same for the call to be decided: about the 99th percentile of a log-normal cost."""
+SAFETY_OWN = 5.0
+"""The same for the call to be decided, beyond one ceiling: what a surprise takes away is missed by
+many cheaper calls that gain more from it."""
 BURST_REQUESTS = 50.0
 """Arms below a ceiling may run ahead of it by so many ceilings."""
 _NOISE_GUESS = 0.25  # answers are half as long or twice as long as expected, mostly
