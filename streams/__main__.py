@@ -24,6 +24,7 @@ COMMANDS = {
     "sink": "ledger",
     "migrate": "ledger",
     "audit": "ledger",
+    "demo": "demo",
     "replay": "replay",
     "evaluate": "evaluate",
     "bench": "bench",

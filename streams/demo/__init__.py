@@ -1,0 +1,1 @@
+"""The demo: recorded prompts, simulated callers, a story, and a check of every law at the end."""
