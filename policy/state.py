@@ -103,7 +103,6 @@ class State:
         self.freed: set[str] = set()
         self.parked: dict[int, tuple[Arrival, Position]] = {}
         self.late: list[Arrival] = []
-        self.late: list[Arrival] = []
         self.redo: dict[int, list[int]] = {}
         self.unlearned: list[str] = []
         self.statistics = 0
