@@ -150,15 +150,19 @@ class MeansPolicy(ABC):
         return reward, self._dollars(contexts, tokens, np.where(by_cost, unit_mean, np.nan))
 
     def _mean_cost_usd(self, cost_usd: Floats) -> Floats:
-        """Return the mean dollars of a call of every arm, shape (k,): true, else as expected."""
+        """Return the mean dollars of a call of every arm, shape (k,).
+
+        ``cost_usd`` is what this batch is expected to cost; it counts once, and once for each
+        outcome of which only the tokens are known.
+        """
         totals = self._totals()
         expected = cost_usd.mean(axis=0) if len(cost_usd) else np.zeros(len(self._arms))
         price = np.array(
             [float(a.price.input + a.price.output) if a.price else 0.0 for a in self._arms]
         )
         true = totals[:, UNIT_SUM] * price / (1_000.0 * NANO_PER_USD)
-        seen = totals[:, COSTS]
-        mean = np.where(seen > 0, true / np.maximum(seen, 1.0), expected)
+        unpriced = np.maximum(totals[:, OUTPUTS] - totals[:, COSTS], 0.0) + 1.0
+        mean = (true + unpriced * expected) / (totals[:, COSTS] + unpriced)
         return np.asarray(mean, dtype=np.float64)
 
     def _dollars(self, contexts: Contexts, output_tokens: Floats, unit_mean: Floats) -> Floats:
