@@ -196,7 +196,10 @@ def _controller(text: str) -> str:
 def _with_progress(job: Job) -> Result:
     """Replay with a bar on a terminal; nothing else is written there."""
     columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("replay", total=job.steps())
         return replay(job, lambda _: progress.advance(task))
 
