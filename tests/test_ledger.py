@@ -25,7 +25,7 @@ from streams.ledger import migrate, schema
 from streams.ledger.audit import AUDITS, UnknownAuditError, run_audit
 from streams.ledger.catalog import write_catalog
 from streams.ledger.database import connection_string
-from streams.ledger.errors import LedgerFencedError, LedgerSchemaError
+from streams.ledger.errors import LedgerCorruptError, LedgerFencedError, LedgerSchemaError
 from streams.ledger.rows import Raw
 from streams.ledger.unit import Batch
 from streams.ledger.writer import LedgerWriter
@@ -251,6 +251,17 @@ def test_what_the_database_refuses_is_unrolled_and_dead_lettered(topics: Topics)
     ]
     assert topics.rows("SELECT next_offset FROM cursors ORDER BY topic") == [(3,), (1,)]
     assert topics.wrong() == {}
+
+
+def test_rows_that_no_sink_booked_halt_the_partition(topics: Topics) -> None:
+    """Dead-lettering would lose good records for a fault that is not theirs."""
+    topics.book(decision("r1"), usage("r1", 1))
+    with psycopg.connect(connection_string(topics.url)) as connection:
+        connection.execute("UPDATE cursors SET next_line = 0")
+    with pytest.raises(LedgerCorruptError, match="pk_transfers"):
+        topics.book(decision("r2"))
+    assert topics.rows("SELECT count(*) FROM dead_letters") == [(0,)]
+    assert topics.rows("SELECT next_offset FROM cursors WHERE topic = 'd'") == [(1,)]
 
 
 def test_an_older_writer_is_fenced_off(topics: Topics) -> None:

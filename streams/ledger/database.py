@@ -55,6 +55,18 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, psycopg.DataError | psycopg.IntegrityError | UnicodeEncodeError)
 
 
+def corrupt_constraint(error: Exception) -> str | None:
+    """Return the constraint that no record can break, only rows that were not booked by a sink.
+
+    The cursor sees to it that a line, an offset and a request are written once; a decision's id
+    and the amounts come from the record.
+    """
+    if not isinstance(error, psycopg.errors.UniqueViolation):
+        return None
+    name = error.diag.constraint_name
+    return None if name == "pk_decisions" else name
+
+
 def describe(error: Exception) -> str:
     """Return the error's class and code, without the values that its message may show."""
     code = error.sqlstate if isinstance(error, psycopg.Error) else None

@@ -30,10 +30,29 @@ class LedgerFencedError(LedgerError):
         self.partition = partition
 
 
-class LedgerGapError(LedgerError):
-    """Records that the ledger has not seen are gone from a topic; the partition stands still."""
+class LedgerHaltError(LedgerError):
+    """A partition stands still until somebody has looked; the others go on."""
+
+    def __init__(self, partition: int, message: str) -> None:
+        super().__init__(message)
+        self.partition = partition
+
+
+class LedgerGapError(LedgerHaltError):
+    """Records that the ledger has not seen are gone from a topic."""
 
     def __init__(self, topic: str, partition: int, *, wanted: int, found: str) -> None:
-        super().__init__(f"{topic}[{partition}]: the next record is {wanted}, but {found}")
+        super().__init__(
+            partition, f"{topic}[{partition}]: the next record is {wanted}, but {found}"
+        )
         self.topic = topic
-        self.partition = partition
+
+
+class LedgerCorruptError(LedgerHaltError):
+    """The ledger already holds rows that only this sink could have written, and has not."""
+
+    def __init__(self, partition: int, constraint: str) -> None:
+        super().__init__(
+            partition, f"partition {partition}: rows that were never booked break {constraint}"
+        )
+        self.constraint = constraint

@@ -12,7 +12,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.ledger.database import describe, is_transient
-from streams.ledger.errors import LedgerFencedError, LedgerGapError, LedgerTopicsError
+from streams.ledger.errors import (
+    LedgerFencedError,
+    LedgerGapError,
+    LedgerHaltError,
+    LedgerTopicsError,
+)
 from streams.ledger.inbox import Inbox, Message
 from streams.ledger.threads import run_in_thread
 from streams.ledger.writer import LedgerWriter
@@ -44,7 +49,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         outcomes: str,
         accept_gaps: bool,
     ) -> None:
-        self.halted: dict[int, LedgerGapError] = {}
+        self.halted: dict[int, LedgerHaltError] = {}
         self.busy = False
         self._consumer = consumer
         self._writer = writer
@@ -123,8 +128,12 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if _now() < self._claim_at.get(partition, 0.0):
                 continue
             tps = [TopicPartition(topic, partition) for topic in self._topics]
-            if not self._consumer.assignment().issuperset(tps):
+            missing = set(tps) - self._consumer.assignment()
+            if len(missing) == 1:
                 raise LedgerTopicsError(f"only one of {tps} is assigned: their counts differ")
+            if missing:
+                # A rebalance has begun meanwhile.
+                continue
             inbox = Inbox(await self._run(partial(self._writer.claim, partition)), self._topics)
             log.info(
                 "partition %d: epoch %d, decisions from %d, outcomes from %d",
@@ -155,10 +164,12 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             found = f"the log starts at {first}: records were deleted unread"
         else:
             return
-        error = LedgerGapError(tp.topic, tp.partition, wanted=wanted, found=found)
-        log.error("partition %d stands still: %s", tp.partition, error)
-        self.halted[tp.partition] = error
-        self._inboxes.pop(tp.partition, None)
+        await self._halt(inbox, LedgerGapError(tp.topic, tp.partition, wanted=wanted, found=found))
+
+    async def _halt(self, inbox: Inbox, error: LedgerHaltError) -> None:
+        log.error("partition %d stands still: %s", error.partition, error)
+        self.halted[error.partition] = error
+        self._inboxes.pop(error.partition, None)
         self._set_paused()
         await self._run(partial(self._writer.halt, inbox.unit, str(error)))
 
@@ -184,6 +195,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                     break
                 try:
                     await self._run(partial(self._writer.flush, inbox.unit, inbox.batch()))
+                except LedgerHaltError as error:
+                    await self._halt(inbox, error)
+                    break
                 except LedgerFencedError as error:
                     log.warning("fenced off: %s", error)
                     self._inboxes.pop(partition, None)

@@ -50,8 +50,9 @@ async def run_sink(
     ------
     LedgerSchemaError, LedgerTopicsError
         At the start, if the database or the topics are not what they must be.
-    LedgerGapError
-        At the end, if a partition stood still because records are gone from its topics.
+    LedgerHaltError
+        At the end, if a partition stood still: records are gone from its topics, or the ledger
+        holds rows that no sink has booked.
     """
     await run_in_thread(partial(migrate.require_head, database_url))
     await _check_topics(kafka, decisions, outcomes)

@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 
 from streams.ledger.cases import Cases
-from streams.ledger.database import connect_sink, describe, is_refusal
-from streams.ledger.errors import LedgerFencedError
+from streams.ledger.database import connect_sink, corrupt_constraint, describe, is_refusal
+from streams.ledger.errors import LedgerCorruptError, LedgerFencedError
 from streams.ledger.transaction import Transaction
 from streams.ledger.unit import Batch, Counts, Unit
 from streams.records import BadRecordError
@@ -102,6 +102,8 @@ class LedgerWriter:
         ------
         LedgerFencedError
             If another writer has claimed the unit.
+        LedgerCorruptError
+            If the ledger holds rows that no sink has booked.
         psycopg.Error
             If the database fails; what was written by then is durable or it is not.
         """
@@ -109,6 +111,9 @@ class LedgerWriter:
             self._attempt(unit, batch, sweep=True)
         except Exception as error:
             self._forget(unit)
+            constraint = corrupt_constraint(error)
+            if constraint is not None:
+                raise LedgerCorruptError(unit.partition, constraint) from error
             if not is_refusal(error) or not (batch.decisions or batch.outcomes):
                 raise
             log.warning("partition %d: %s: record by record", unit.partition, describe(error))
