@@ -1,0 +1,198 @@
+"""``tollway send``: requests, checked before any is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from msgspec import Struct
+
+from streams import lines
+from streams.commands.common import fail, kafka_of
+from streams.commands.talking import Json, errors_told, need_topics
+from streams.records import BadRecordError, Request
+from streams.sending import Answer, check_line, check_request, complete, send, send_and_wait
+from streams.wording import safe
+
+Budget = Annotated[str | None, typer.Option(help="Budget path, such as acme/search/k1.")]
+Id = Annotated[str | None, typer.Option("--id", help="Id of the request; left out: a new one.")]
+Prompt = Annotated[str | None, typer.Option(help="Text of the prompt.")]
+Features = Annotated[
+    str | None, typer.Option(help="Features: a JSON list, or a file that holds one.")
+]
+File = Annotated[
+    str | None,
+    typer.Option(
+        help="Requests, one JSON object a line; - for standard input. The other options fill in "
+        "what a line leaves out."
+    ),
+]
+InputTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of the prompt; left out: a third of its bytes, which for English is on the "
+        "high side."
+    ),
+]
+OutputTokens = Annotated[
+    int | None, typer.Option(help="The most tokens that the answer may have; left out: 1000.")
+]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")]
+Capabilities = Annotated[
+    list[str] | None,
+    typer.Option("--capability", help="Only arms that can do this; may be repeated."),
+]
+Latency = Annotated[
+    int | None, typer.Option("--latency-ms", help="Only arms faster than this on average.")
+]
+Deadline = Annotated[
+    int | None, typer.Option(help="Rejected when read after this time, in ms since the epoch.")
+]
+Segment = Annotated[str | None, typer.Option(help="Segment of the reward windows.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the decisions and print them.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait at most.", min=0.1)]
+
+_OUTPUT_TOKENS = 1_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``send``."""
+
+    @app.command(name="send")
+    def send_command(
+        ctx: typer.Context,
+        budget: Budget = None,
+        request_id: Id = None,
+        prompt: Prompt = None,
+        features: Features = None,
+        file: File = None,
+        input_tokens: InputTokens = None,
+        max_output_tokens: OutputTokens = None,
+        arms: Arms = None,
+        capabilities: Capabilities = None,
+        latency_ms_max: Latency = None,
+        deadline_ms: Deadline = None,
+        segment: Segment = None,
+        wait: Wait = False,
+        timeout: Timeout = 60.0,
+        as_json: Json = False,
+    ) -> None:
+        """Send requests, checked before any is sent.
+
+        With --wait the exit code is 1 if one was refused or stayed without a decision.
+        """
+        fields = _given(
+            budget=budget,
+            input_tokens=input_tokens,
+            max_output_tokens=_OUTPUT_TOKENS if max_output_tokens is None else max_output_tokens,
+            arms=arms or None,
+            capabilities=capabilities or None,
+            latency_ms_max=latency_ms_max,
+            deadline_ms=deadline_ms,
+            segment=segment,
+        )
+        own = _given(request_id=request_id, prompt=prompt, features=_features_of(features))
+        if file is not None and own:
+            fail("--file brings its own prompts, features and ids")
+        requests = [_request_of({**fields, **own})] if file is None else _requests_of(file, fields)
+        kafka = kafka_of(ctx)
+        with errors_told(kafka):
+            asyncio.run(need_topics(kafka))
+            ok = asyncio.run(_send(kafka, requests, timeout if wait else None, as_json=as_json))
+        raise typer.Exit(0 if ok else 1)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+async def _send(
+    kafka: str, requests: Sequence[Request], timeout_s: float | None, *, as_json: bool
+) -> bool:
+    if timeout_s is None:
+        for request, place in zip(requests, await send(kafka, requests), strict=True):
+            where = {"topic": place.topic, "partition": place.partition, "offset": place.offset}
+            if as_json:
+                typer.echo(json.dumps({"request_id": request.request_id, **where}))
+            else:
+                at = "/".join(map(str, where.values()))
+                typer.echo(f"{request.request_id}  {request.budget}  sent, {at}")
+        return True
+    ok = True
+    async for answer in send_and_wait(kafka, requests, timeout_s=timeout_s):
+        ok &= answer.decision is not None
+        typer.echo(json.dumps(_as_dict(answer)) if as_json else _answer(answer, timeout_s))
+    return ok
+
+
+def _answer(answer: Answer, timeout_s: float) -> str:
+    request = answer.request
+    if answer.decision is not None:
+        return lines.decision(answer.decision)
+    head = f"{request.request_id}  {request.budget}  "
+    if answer.letter is not None:
+        return f"{head}refused, {answer.letter.reason}: {safe(answer.letter.detail, 300)}"
+    return (
+        f"{head}no decision within {timeout_s:g} s; `tollway explain {request.request_id}` says "
+        "whether it waits, or was decided before"
+    )
+
+
+def _as_dict(answer: Answer) -> dict[str, Any]:
+    return {
+        "request_id": answer.request.request_id,
+        "decision": _builtins(answer.decision),
+        "dead_letter": _builtins(answer.letter),
+    }
+
+
+def _builtins(record: Struct | None) -> Any:
+    return None if record is None else msgspec.to_builtins(record)
+
+
+def _requests_of(file: str, defaults: Mapping[str, Any]) -> list[Request]:
+    try:
+        text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as exc:
+        fail(f"{file}: {exc.strerror}")
+    requests = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                requests.append(check_line(line, {"request_id": _new_id(), **defaults}))
+            except BadRecordError as exc:
+                fail(f"{file}:{number}: {exc}; nothing was sent")
+    if not requests:
+        fail(f"{file}: there is no request in it")
+    return requests
+
+
+def _request_of(fields: Mapping[str, Any]) -> Request:
+    try:
+        return check_request(complete({"request_id": _new_id(), **fields}))
+    except BadRecordError as exc:
+        fail(f"request: {exc}")
+
+
+def _features_of(given: str | None) -> Any:
+    """Return the features as JSON has them; whether they are numbers is the record's matter."""
+    if given is None:
+        return None
+    try:
+        text = given if given.lstrip().startswith("[") else Path(given).read_text()
+        return json.loads(text)
+    except OSError as exc:
+        fail(f"--features {given}: {exc.strerror}")
+    except ValueError as exc:
+        fail(f"--features {given}: not JSON: {exc}")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,109 @@
+"""Where the ledger knows the records of one request to lie, and what it has booked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from streams import topics
+from streams.ledger.database import connection_string, describe
+from streams.records import decision_id
+from streams.trace import Conflict, Transfer
+
+_COLUMNS = """
+SELECT partition, decision_offset, decision_id, request_id, budget, segment, policy, arm, rejected,
+       reserved_nanousd, price_version, price_input, price_output, price_cached, input_tokens,
+       max_output_tokens, decided_ms, expires_ms, expected_reward, expected_nanousd, propensity,
+       explored
+FROM decisions
+"""
+_BY_ROOT = "WHERE decision_id = %s"
+# The index begins with the partition.
+_BY_REQUEST = "WHERE partition IN (SELECT partition FROM cursors) AND request_id = %s ORDER BY 1"
+_TRANSFERS = """
+SELECT kind, debit_account, credit_account, amount_nanousd, event_ms, line
+FROM transfers WHERE partition = %s AND request_id = %s AND decision_id = %s ORDER BY line
+"""
+_OUTCOMES = "SELECT outcome_offset FROM outcomes WHERE partition = %s AND request_id = %s"
+_CONFLICTS = """
+SELECT topic, partition, record_offset, part, reason
+FROM conflicts WHERE request_id = %s ORDER BY topic, partition, record_offset, part
+"""
+_CURSORS = "SELECT partition, next_offset FROM cursors WHERE topic = %s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """What the ledger answers; empty, with the ``problem``, if it could not be asked."""
+
+    rows: Sequence[Mapping[str, Any]] = ()
+    transfers: Sequence[Transfer] = ()
+    conflicts: Sequence[Conflict] = ()
+    outcome_offsets: Sequence[int] = ()
+    outcome_cursors: Mapping[int, int] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def row(self) -> Mapping[str, Any] | None:
+        """The decision's row."""
+        return self.rows[0] if self.rows else None
+
+    def next_outcome(self, partition: int) -> int:
+        """Return the offset from which on the ledger has not read outcomes, if it knows some."""
+        return self.outcome_cursors.get(partition, 0) if self.rows else 0
+
+
+def find_places(database_url: str | None, request_id: str, root: str | None) -> Places:
+    """Ask the ledger for a request; never fails, because the topics alone suffice."""
+    if database_url is None:
+        return Places(problem="no database is set")
+    try:
+        with psycopg.connect(
+            connection_string(database_url), connect_timeout=5, row_factory=dict_row
+        ) as connection:
+            return _ask(connection, request_id, root)
+    except psycopg.errors.UndefinedTable:
+        return Places(problem="it has no tables; run `tollway migrate`")
+    except psycopg.Error as exc:
+        return Places(problem=describe(exc))
+
+
+def _ask(
+    connection: psycopg.Connection[dict[str, Any]], request_id: str, root: str | None
+) -> Places:
+    if root is None:
+        rows = connection.execute(_COLUMNS + _BY_REQUEST, [request_id]).fetchall()
+    else:
+        rows = connection.execute(_COLUMNS + _BY_ROOT, [decision_id(root, request_id)]).fetchall()
+    conflicts = connection.execute(_CONFLICTS, [request_id]).fetchall()
+    cursors = connection.execute(_CURSORS, [topics.OUTCOMES]).fetchall()
+    places = Places(
+        rows=rows,
+        conflicts=[
+            Conflict(
+                topic=row["topic"],
+                partition=row["partition"],
+                offset=row["record_offset"],
+                part=row["part"],
+                reason=row["reason"],
+            )
+            for row in conflicts
+        ],
+        outcome_cursors={row["partition"]: row["next_offset"] for row in cursors},
+    )
+    if not rows:
+        return places
+    place = [rows[0]["partition"], request_id]
+    transfers = connection.execute(_TRANSFERS, [*place, rows[0]["decision_id"]]).fetchall()
+    outcomes = connection.execute(_OUTCOMES, place).fetchall()
+    return Places(
+        rows=rows,
+        conflicts=places.conflicts,
+        outcome_cursors=places.outcome_cursors,
+        transfers=[Transfer(**row) for row in transfers],
+        outcome_offsets=[row["outcome_offset"] for row in outcomes],
+    )

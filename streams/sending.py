@@ -1,0 +1,160 @@
+"""Checks requests and outcomes as a worker will, sends them, and waits for their decisions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from streams import topics
+from streams.client import Client
+from streams.intake import FEATURE_MAX
+from streams.records import (
+    BadRecordError,
+    BudgetPath,
+    DeadLetter,
+    Decision,
+    Outcome,
+    Request,
+    decision_id,
+    decode,
+)
+from streams.tailing import TailReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came for a request within the time: a decision, a dead letter, or nothing."""
+
+    request: Request
+    decision: Decision | None = None
+    letter: DeadLetter | None = None
+
+
+def check_request(fields: Mapping[str, Any]) -> Request:
+    """Return the request that a worker would read from these fields.
+
+    Raises
+    ------
+    BadRecordError
+        If a worker would refuse it whatever the catalog says; the detail names the place.
+    """
+    request = decode(Request, msgspec.json.encode(fields))
+    given = (request.prompt, request.features, request.features_b64)
+    if sum(part is not None for part in given) != 1:
+        raise BadRecordError("features", "give exactly one of prompt, features, features_b64")
+    if request.prompt is not None and "\0" in request.prompt:
+        raise BadRecordError("nul", "the prompt contains a NUL character - at `$.prompt`")
+    for number, value in enumerate(request.features or ()):
+        if not abs(value) <= FEATURE_MAX:
+            raise BadRecordError(
+                "range", f"{value:g} is not within ±{FEATURE_MAX:g} - at `$.features[{number}]`"
+            )
+    return request
+
+
+def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with the prompt's tokens, if they are not given.
+
+    A third of the bytes is more than tokenizers make of English, which has about four to a token.
+    """
+    prompt = fields.get("prompt")
+    if "input_tokens" in fields or not isinstance(prompt, str):
+        return dict(fields)
+    return {**fields, "input_tokens": len(prompt.encode()) // 3 + 1}
+
+
+def check_budget(budget: str) -> None:
+    """Raise :class:`BadRecordError` if this is no path of a budget."""
+    try:
+        msgspec.convert(budget, BudgetPath)
+    except msgspec.ValidationError as exc:
+        raise BadRecordError("range", f"budget {budget!r}: {exc}") from None
+
+
+def check_outcome(fields: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that a worker would read from these fields.
+
+    Raises
+    ------
+    BadRecordError
+        If a worker would refuse it whatever was decided; the detail names the place.
+    """
+    outcome = decode(Outcome, msgspec.json.encode(fields))
+    usage = outcome.usage
+    if usage is not None and usage.cached_tokens > usage.prompt_tokens:
+        raise BadRecordError("range", "more cached_tokens than prompt_tokens - at `$.usage`")
+    parts = (usage, outcome.cost_nanousd, outcome.reward, outcome.error)
+    if all(part is None for part in parts):
+        raise BadRecordError("empty_outcome", "no usage, cost, reward or error")
+    return outcome
+
+
+def check_line(text: str | bytes, defaults: Mapping[str, Any]) -> Request:
+    """Return the request of a line of JSON; what it does not say is taken from ``defaults``."""
+    try:
+        fields = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise BadRecordError("undecodable", str(exc)) from None
+    if not isinstance(fields, dict):
+        raise BadRecordError("wrong_type", f"Expected `object`, got `{type(fields).__name__}`")
+    return check_request(complete({**defaults, **fields}))
+
+
+async def send(kafka: str, requests: Iterable[Request]) -> list[Any]:
+    """Send requests; return where each was appended, when all are durable."""
+    async with Client(kafka) as client:
+        sent = [await client.send(request) for request in requests]
+        return await asyncio.gather(*sent)
+
+
+async def send_and_wait(
+    kafka: str, requests: Sequence[Request], *, timeout_s: float
+) -> AsyncIterator[Answer]:
+    """Send requests and yield the answer of each as it comes; after the time, those without."""
+    reader = TailReader(kafka)
+    await reader.start()
+    try:
+        positions = await reader.positions([topics.DECISIONS, topics.DEAD_LETTERS])
+        places = await send(kafka, requests)
+        waiting = {_identity(request): request for request in requests}
+        ids = {
+            (place.topic, place.partition, place.offset): _identity(request)
+            for request, place in zip(requests, places, strict=True)
+        }
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        async with aclosing(reader.follow(positions)) as following:
+            async for records in following:
+                for record in records:
+                    identity, decision, letter = _read(record, ids)
+                    request = waiting.pop(identity, None)
+                    if request is not None:
+                        yield Answer(request=request, decision=decision, letter=letter)
+                if not waiting or asyncio.get_running_loop().time() > deadline:
+                    break
+        for request in waiting.values():
+            yield Answer(request=request)
+    finally:
+        await reader.stop()
+
+
+def _read(
+    record: Any, ids: Mapping[tuple[str, int, int], str]
+) -> tuple[str, Decision | None, DeadLetter | None]:
+    """Return the decision or dead letter, and the identity of the request that it is about."""
+    try:
+        if record.topic == topics.DECISIONS:
+            decision = decode(Decision, record.value)
+            return decision.decision_id, decision, None
+        letter = decode(DeadLetter, record.value)
+    except BadRecordError:
+        return "", None, None
+    return ids.get((letter.topic, letter.partition, letter.offset), ""), None, letter
+
+
+def _identity(request: Request) -> str:
+    return decision_id(request.budget.partition("/")[0], request.request_id)

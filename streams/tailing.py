@@ -1,0 +1,52 @@
+"""Reads the ends of topics, and what is appended to them, without a group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from streams import topics
+from streams.log import LogReader
+
+Place = tuple[str, int]
+
+
+class TailReader(LogReader):
+    """A reader of what lies at the end of topics."""
+
+    async def some(self, topic: str, count: int, *, first: bool) -> list[Any]:
+        """Return the first or last ``count`` records that are there now, in order of their time."""
+        # Offsets of a compacted topic have gaps: there the count is known after reading only.
+        dense = "compact" not in topics.TOPICS[topic].cleanup
+        found: list[Any] = []
+        for number in await self.partitions(topic):
+            start, end = await self.bounds(topic, number)
+            if dense and first:
+                end = min(end, start + count)
+            elif dense:
+                start = max(start, end - count)
+            async for records in self.read(topic, number, start, end):
+                found += records
+        found.sort(key=lambda record: record.timestamp)
+        return found[:count] if first else found[max(len(found) - count, 0) :]
+
+    async def positions(self, names: Sequence[str], *, first: bool = False) -> dict[Place, int]:
+        """Return where each partition of these topics ends, or begins."""
+        found = {}
+        for topic in names:
+            for number in await self.partitions(topic):
+                bounds = await self.bounds(topic, number)
+                found[topic, number] = bounds[0 if first else 1]
+        return found
+
+    async def follow(self, positions: dict[Place, int]) -> AsyncGenerator[Sequence[Any], None]:
+        """Yield what comes from these positions on, without end; an empty fetch is told, too."""
+        self._consumer.assign([TopicPartition(*place) for place in positions])
+        for place, offset in positions.items():
+            self._consumer.seek(TopicPartition(*place), offset)
+        while True:
+            fetched = await self._consumer.getmany(timeout_ms=200)
+            records = [record for part in fetched.values() for record in part]
+            yield sorted(records, key=lambda record: record.timestamp)
