@@ -44,13 +44,15 @@ class Round:
     eligible : ndarray of bool, shape (n, k)
     why_not : ndarray of int8, shape (n, k)
         Code into :data:`WHY_NOT`; ``score`` where eligible.
+    uniform_why : bool
+        Whether all rows of it are alike.
     reward, score, propensity : ndarray, shape (n, k)
         As the policy ranked them, at the dual price of each request.
     cost_nanousd, bound_nanousd : ndarray of int64, shape (n, k)
         Expected and largest possible cost; the expected never exceeds the bound.
-    first : ndarray of int64, shape (n,)
-        Column that the policy put first.
-    explored : ndarray of bool, shape (n,)
+    first, first_bound, any_eligible, explored : list of length n
+        Column that the policy put first, what it would reserve, whether there is any, and whether
+        chance put it there. Plain lists, because they are read one by one.
     paths : list of n tuples
         Budgets of each request.
     budget_price : dict
@@ -61,21 +63,27 @@ class Round:
 
     eligible: Bools
     why_not: Ints
+    uniform_why: bool
     reward: Floats
     score: Floats
     propensity: Floats
     cost_nanousd: Ints
     bound_nanousd: Ints
-    first: Ints
-    explored: Bools
+    first: list[int]
+    first_bound: list[int]
+    any_eligible: list[bool]
+    explored: list[bool]
     paths: list[Path]
     budget_price: dict[int, tuple[float, float]]
     ceilinged: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Found:
-    """The arm (column) that fits and what it reserves, or why none does."""
+    """The arm (column) that fits and what it reserves, or why none does.
+
+    ``why_not`` is empty where it is that of the round, the chosen arm excepted.
+    """
 
     arm: int | None = None
     rejected: str = ""
@@ -97,17 +105,21 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
     bound = _bounds(state, contexts)
     cost = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
     score = np.where(eligible, ranking.score, -np.inf)
+    rows = np.arange(len(batch))
     first = score.argmax(axis=1) if len(state.catalog.arms) else np.zeros(len(batch), np.int64)
     return Round(
         eligible=eligible,
         why_not=why_not,
+        uniform_why=bool(len(batch) and (why_not == why_not[0]).all()),
         reward=ranking.reward,
         score=score,
         propensity=ranking.propensity,
         cost_nanousd=np.minimum(cost, bound).astype(np.int64),
         bound_nanousd=bound,
-        first=first,
-        explored=ranking.explored,
+        first=first.tolist(),
+        first_bound=bound[rows, first].tolist() if len(state.catalog.arms) else [0] * len(batch),
+        any_eligible=np.logical_or.reduce(eligible, axis=1).tolist(),
+        explored=ranking.explored.tolist(),
         paths=paths,
         budget_price=budget_price,
         ceilinged=ceilinged,
@@ -118,10 +130,13 @@ def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Fo
     """Return the best arm of a row that fits its ceilings and caps; the state is not changed."""
     path = rounds.paths[row]
     free, ultimate = state.budgets.free(path), state.budgets.ultimate(path)
-    column = int(rounds.first[row])
-    bound = int(rounds.bound_nanousd[row, column])
-    if bound <= free and not any(i in rounds.ceilinged for i in path):
-        return _found(rounds, row, request, column, bound)
+    bound = rounds.first_bound[row]
+    if bound <= free and rounds.ceilinged.isdisjoint(path):
+        return Found(
+            arm=rounds.first[row],
+            reserved_nanousd=bound,
+            max_output_tokens=request.max_output_tokens,
+        )
     why_not = rounds.why_not[row].tolist()
     within = _within_ceilings(state, rounds, row, path)
     rejected = "over_ceiling"
@@ -133,7 +148,7 @@ def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Fo
             continue
         bound = int(rounds.bound_nanousd[row, column])
         if bound <= free:
-            return _found(rounds, row, request, column, bound, why_not=why_not)
+            return _found(request, column, bound, why_not=why_not)
         need = _least_bound(state, column, request, bound)
         if need > ultimate:
             why_not[column] = _CAP
@@ -144,7 +159,7 @@ def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Fo
             assert price is not None
             cap = _output_that_fits(price, request.input_tokens, free)
             lowered = bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=cap)
-            return _found(rounds, row, request, column, lowered, cap=cap, why_not=why_not)
+            return _found(request, column, lowered, cap=cap, why_not=why_not)
         # The best arm will fit once money in flight comes back: wait rather than settle for less.
         why_not[column] = _CAP
         return Found(rejected="budget_busy", why_not=why_not)
@@ -152,16 +167,14 @@ def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Fo
 
 
 def _found(
-    rounds: Round, row: int, request: Incoming, column: int, reserved: int, *,
-    cap: int | None = None, why_not: list[int] | None = None,
-) -> Found:  # fmt: skip
-    codes = rounds.why_not[row].tolist() if why_not is None else why_not
-    codes[column] = 0
+    request: Incoming, column: int, reserved: int, *, why_not: list[int], cap: int | None = None
+) -> Found:
+    why_not[column] = 0
     return Found(
         arm=column,
         reserved_nanousd=reserved,
         max_output_tokens=request.max_output_tokens if cap is None else cap,
-        why_not=codes,
+        why_not=why_not,
     )
 
 

@@ -32,12 +32,16 @@ RETRY_MAX = 64
 """Waiting requests of one budget that are tried again at a time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Choice:
-    """What was decided for one request; ``row`` is its row in the round's arrays."""
+    """What was decided for one request; ``row`` is its row in the round's arrays.
+
+    ``column`` is the chosen arm's, and ``why_not`` is empty where it is that of the round.
+    """
 
     request: Incoming
     row: int
+    column: int = -1
     arm: str | None = None
     rejected: str | None = None
     max_output_tokens: int = 0
@@ -254,54 +258,54 @@ def _decide_one(
     """Return the choice for one request, or None if it is to wait for money in flight."""
     if request.deadline_ms is not None and now_ms > request.deadline_ms:
         return _reject(state, rounds, row, request, "deadline")
-    if not rounds.eligible[row].any():
+    if not rounds.any_eligible[row]:
         return _reject(state, rounds, row, request, "no_arm")
     found = reserve_best(state, rounds, row, request)
-    if found.arm is None:
+    column = found.arm
+    if column is None:
         patient = now_ms < request.at_ms + state.limits.defer_ms
         full = len(state.waiting) >= state.limits.deferred_max and request.id not in state.waiting
         if found.rejected == "budget_busy" and patient and not full:
             return None
         return _reject(state, rounds, row, request, found.rejected, found.why_not)
-    column = found.arm
     arm = state.catalog.arms[column]
+    foremost = column == rounds.first[row]
     return Choice(
         request=request,
         row=row,
+        column=column,
         arm=arm.arm,
         max_output_tokens=found.max_output_tokens,
         reserved_nanousd=found.reserved_nanousd,
         price=arm.price,
-        reward=float(rounds.reward[row, column]),
-        cost_nanousd=int(rounds.cost_nanousd[row, column]),
-        propensity=_propensity(rounds, row, column),
-        explored=bool(rounds.explored[row] and column == rounds.first[row]),
+        reward=rounds.reward.item(row, column),
+        cost_nanousd=rounds.cost_nanousd.item(row, column),
+        propensity=(
+            rounds.propensity.item(row, column) if foremost else _inherited(rounds, row, column)
+        ),
+        explored=rounds.explored[row] and foremost,
         budgets=_positions(state, rounds, row, request, found.reserved_nanousd),
         why_not=found.why_not,
     )
 
 
-def _propensity(rounds: Round, row: int, column: int) -> float:
-    """Return how likely this arm was; it inherits from the better ones that did not fit."""
-    passed_over = rounds.score[row] > rounds.score[row, column]
+def _inherited(rounds: Round, row: int, column: int) -> float:
+    """Return how likely an arm was that was not first: it inherits from those that do not fit."""
+    passed_over = (rounds.score[row] > rounds.score[row, column]) & rounds.eligible[row]
     chances = rounds.propensity[row]
-    return float(
-        min(chances[column] + chances[passed_over & rounds.eligible[row]].sum(), 1.0)
-        if column != rounds.first[row]
-        else chances[column]
-    )
+    return float(min(chances[column] + chances[passed_over].sum(), 1.0))
 
 
 def _reject(
     state: State, rounds: Round, row: int, request: Incoming, reason: str,
-    why_not: Sequence[int] | None = None,
+    why_not: Sequence[int] = (),
 ) -> Choice:  # fmt: skip
     return Choice(
         request=request,
         row=row,
         rejected=reason,
         budgets=_positions(state, rounds, row, request, 0),
-        why_not=rounds.why_not[row].tolist() if why_not is None else why_not,
+        why_not=why_not,
     )
 
 

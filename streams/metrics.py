@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from policy.decide import Decided
@@ -48,10 +50,12 @@ class Metrics:
     def count(self, partition: int, decided: Decided, state: State) -> None:
         """Count what one call of ``decide`` did."""
         self.duplicates.inc(len(decided.duplicates))
-        for choice in decided.choices:
-            self.decisions.labels(choice.arm or "", choice.rejected or "").inc()
-            if choice.budgets:
-                budget, _, _, reserved, *_ = choice.budgets[0]
-                self.reserved.labels(budget).set(reserved / NANO_PER_USD)
+        made = Counts((choice.arm or "", choice.rejected or "") for choice in decided.choices)
+        for labels, count in made.items():
+            self.decisions.labels(*labels).inc(count)
+        last = {choice.budgets[0][0]: choice.budgets[0] for choice in decided.choices
+                if choice.budgets}  # fmt: skip
+        for budget, position in last.items():
+            self.reserved.labels(budget).set(position[3] / NANO_PER_USD)
         self.waiting.labels(partition).set(len(state.waiting))
         self.open.labels(partition).set(state.reservations.open_count)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from policy.choose import WHY_NOT
 from policy.decide import Choice, Decided
 from streams.records import (
     SCHEMA,
-    BudgetPosition,
-    Candidate,
     Decision,
     PriceTag,
     Seen,
@@ -26,20 +25,26 @@ def decision_records(
     # Six digits: more would double the record and say nothing.
     reward, score = rounds.reward.round(6).tolist(), rounds.score.round(6).tolist()
     cost, bound = rounds.cost_nanousd.tolist(), rounds.bound_nanousd.tolist()
+    words = [WHY_NOT[code] for code in rounds.why_not[0].tolist()] if len(rounds.why_not) else []
     records = []
     for choice in decided.choices:
-        row = choice.row
-        candidates = [
-            Candidate(arm, r, c, b, s if s > -inf else None, WHY_NOT[why])
-            for arm, r, c, b, s, why in zip(
-                arms, reward[row], cost[row], bound[row], score[row], choice.why_not, strict=True
-            )
-        ]
+        row, scores = choice.row, score[choice.row]
+        if choice.why_not or not rounds.uniform_why:
+            why = [WHY_NOT[c] for c in choice.why_not or rounds.why_not[row].tolist()]
+        else:
+            why = words.copy()
+        if choice.column >= 0:
+            why[choice.column] = ""
+        if -inf in scores:
+            scores = [None if value == -inf else value for value in scores]
         records.append(
             encode(
                 _decision(
                     choice,
-                    candidates=candidates,
+                    # Tuples in the order of a Candidate's fields encode alike, at a third.
+                    candidates=list(
+                        zip(arms, reward[row], cost[row], bound[row], scores, why, strict=True)
+                    ),
                     decided_ms=decided.now_ms,
                     expires_ms=decided.now_ms + ttl_ms,
                     seen=Seen(
@@ -59,7 +64,7 @@ def decision_records(
 
 
 def _decision(
-    choice: Choice, *, candidates: list[Candidate], decided_ms: int, expires_ms: int, seen: Seen,
+    choice: Choice, *, candidates: list[Any], decided_ms: int, expires_ms: int, seen: Seen,
     policy: str, features: str, seed: int,
 ) -> Decision:  # fmt: skip
     request, price = choice.request, choice.price
@@ -88,5 +93,5 @@ def _decision(
         features=features,
         seed=seed,
         candidates=candidates,
-        budgets=[BudgetPosition(*position) for position in choice.budgets],
+        budgets=list(choice.budgets),  # type: ignore[arg-type]  # tuples in the order of its fields
     )
