@@ -1,196 +1,29 @@
-"""Linear models that learn online from additive statistics, one set per arm.
-
-Of every observation ``(x, y)`` only the decayed moments of ``z = (x, y)`` are kept: the matrix
-``sum of weight * z z'``. Ridge estimates, residual variances and posterior widths follow from it,
-statistics of several partitions are merged by adding them, and the same observations in the same
-order give bitwise the same state, however they were batched: a few of them wait, in order, until
-a block is full, and the size of a block depends on nothing but how many were seen.
-"""
+"""Ridge estimates of all arms from their moments (:mod:`policy.moments`)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from policy.terms import Floats
 
-BLOCK = 16
-"""Observations that are folded in at once; fewer at the start, so that nothing waits long."""
-_CHECK_EVERY = 4 * BLOCK
-_DRIFT, _ALARM, _WINSOR = 0.5, 10.0, 2.0
-_KEPT_AFTER_CHANGE = 20.0
-_HEAD = 10
 
-_Run = tuple[float, float, float]
-"""A CUSUM since it was last zero: its statistic, the sum and the number of what it was given."""
-_QUIET: _Run = (0.0, 0.0, 0.0)
+def strength_of(products: Floats, signal: float) -> float:
+    """Return the ridge penalty of slopes, from the features' mean square in these moments.
 
-
-class Moments:
-    """Decayed second moments of one arm's observations, and a watch for sudden changes.
-
-    Parameters
-    ----------
-    width : int
-        Number of features, the constant (last) included.
-    forgetting : float
-        Factor per observation, in (0, 1]; 0.9995 remembers about the last 2,000.
-    noise : float
-        Standard deviation of the residuals that is assumed before any was seen.
-
-    Notes
-    -----
-    The watch is a two-sided CUSUM of standardised residuals (Page, 1954) with drift 0.5 and
-    threshold 10: a shift by one standard deviation is seen after about twenty observations, a
-    false alarm is expected once in 100,000. On an alarm the level moves by the mean residual of
-    the run, and all but the weight of twenty observations is forgotten. Residuals are clipped at
-    two standard deviations, so that single failures do not add up to a change.
+    Its scale is rounded to a fourth of a power of two: it stays the same while outcomes come in,
+    and with it the inverses of those arms that nothing was learned of.
     """
-
-    __slots__ = (
-        "_above",
-        "_below",
-        "_check",
-        "_forgetting",
-        "_noise",
-        "_pending",
-        "_waiting",
-        "dropped",
-        "matrix",
-        "seen",
-    )
-
-    def __init__(self, width: int, *, forgetting: float, noise: float) -> None:
-        self._forgetting = forgetting
-        self._noise = noise
-        self.matrix: Floats = np.zeros((width + 1, width + 1))
-        self.seen = 0
-        """Observations ever taken in."""
-        self.dropped = False
-        """Whether the last sudden change was downwards."""
-        self._pending: Floats = np.zeros((BLOCK, width + 2))
-        self._waiting = 0
-        self._check: Floats = np.zeros(width)
-        self._above: _Run = _QUIET
-        self._below: _Run = _QUIET
-
-    def add(self, features: Floats, value: float, weight: float = 1.0) -> bool:
-        """Take in one observation; return whether :attr:`matrix` changed."""
-        row = self._pending[self._waiting]
-        row[:-2] = features
-        row[-2] = value
-        row[-1] = weight
-        self._waiting += 1
-        self.seen += 1
-        if self._waiting < min(BLOCK, max(1, self.seen // 8)):
-            return False
-        self._fold()
-        return True
-
-    def total(self) -> Floats:
-        """Return the moments with those observations that still wait, as other partitions see."""
-        return self._with_pending() if self._waiting else self.matrix
-
-    def _with_pending(self) -> Floats:
-        rows = self._pending[: self._waiting]
-        z = rows[:, :-1]
-        ages = np.arange(self._waiting - 1, -1, -1)
-        # By roots of the weights, so that the product is exactly symmetric.
-        scaled = z * np.sqrt(rows[:, -1] * self._forgetting**ages)[:, None]
-        kept: Floats = self.matrix * self._forgetting**self._waiting
-        kept += scaled.T @ scaled
-        return kept
-
-    def _fold(self) -> None:
-        changed = self._watch() if self.seen > 2 * BLOCK else 0.0
-        if changed:
-            # Before the block is added: that is of the new level already.
-            self._shift(changed)
-        self.matrix = self._with_pending()
-        self._waiting = 0
-        if changed or self.seen < 2 * _CHECK_EVERY or self.seen % _CHECK_EVERY < BLOCK:
-            self._check = self._estimate()
-
-    def _estimate(self) -> Floats:
-        mean = self.matrix[-2, -1:] / max(self.matrix[-2, -2], 1e-9)
-        solution = solve(self.matrix[None], signal=0.1, prior=mean, noise=self._noise)
-        theta: Floats = solution.theta[0]
-        return theta
-
-    def _watch(self) -> float:
-        """Follow the residuals of the waiting block; return the shift if they raise an alarm."""
-        rows = self._pending[: self._waiting]
-        residuals = rows[:, -2] - rows[:, :-2] @ self._check
-        z = np.append(-self._check, 1.0)
-        weight = self.matrix[-2, -2]
-        squares = float(z @ self.matrix @ z) + 5.0 * self._noise**2
-        deviation = max(float(np.sqrt(max(squares, 0.0) / (weight + 5.0))), 0.05 * self._noise)
-        units = residuals / deviation
-        for unit, weight in zip(units.tolist(), rows[:, -1].tolist(), strict=True):
-            self._above = _cusum(self._above, unit, weight)
-            self._below = _cusum(self._below, -unit, weight)
-            if self._above[0] > _ALARM or self._below[0] > _ALARM:
-                self.dropped = self._below[0] > self._above[0]
-                _, total, length = self._below if self.dropped else self._above
-                self._above = self._below = _QUIET
-                return deviation * (-total if self.dropped else total) / length
-        return 0.0
-
-    def _shift(self, shift: float) -> None:
-        """Move the level of what was seen by ``shift`` and forget most of its weight."""
-        matrix = self.matrix.copy()
-        matrix[-1, -1] += 2.0 * shift * matrix[-2, -1] + shift * shift * matrix[-2, -2]
-        matrix[:-1, -1] += shift * matrix[:-1, -2]
-        matrix[-1, :-1] += shift * matrix[-2, :-1]
-        self.matrix = matrix * min(1.0, _KEPT_AFTER_CHANGE / max(matrix[-2, -2], 1e-9))
-
-    def vector(self) -> Floats:
-        """Return the whole state as one vector; equal for equal states."""
-        head = [
-            len(self._check),
-            self._waiting,
-            self.seen,
-            float(self.dropped),
-            *self._above,
-            *self._below,
-        ]
-        upper = self.matrix[np.triu_indices(len(self.matrix))]
-        return np.concatenate(
-            [head, self._check, upper, self._pending[: self._waiting].ravel()], dtype=np.float64
-        )
-
-    def restore(self, vector: Floats) -> int:
-        """Take the state from the start of ``vector``; return how many numbers it took.
-
-        Raises
-        ------
-        ValueError
-            If it is the state of another number of features.
-        """
-        width = len(self._check)
-        if len(vector) < _HEAD or vector[0] != width:
-            raise ValueError(f"state is not of {width} features")
-        waiting = int(vector[1])
-        upper = np.triu_indices(width + 1)
-        ends = np.cumsum([_HEAD, width, len(upper[0]), waiting * (width + 2)])
-        if not 0 <= waiting < BLOCK or len(vector) < ends[-1]:
-            raise ValueError(f"state of {width} features is cut short")
-        self._waiting, self.seen, self.dropped = waiting, int(vector[2]), bool(vector[3])
-        above, below = vector[4:7].tolist(), vector[7:10].tolist()
-        self._above, self._below = (above[0], above[1], above[2]), (below[0], below[1], below[2])
-        self._check = vector[ends[0] : ends[1]].copy()
-        matrix = np.zeros((width + 1, width + 1))
-        matrix[upper] = vector[ends[1] : ends[2]]
-        self.matrix = matrix + np.triu(matrix, 1).T
-        self._pending[:waiting] = vector[ends[2] : ends[3]].reshape(waiting, width + 2)
-        return int(ends[-1])
-
-
-def _cusum(run: _Run, unit: float, weight: float) -> _Run:
-    statistic, total, length = run
-    moved = statistic + weight * min(max(unit, -_WINSOR), _WINSOR) - _DRIFT
-    return (moved, total + weight * unit, length + weight) if moved > 0.0 else _QUIET
+    features = products.shape[1] - 2
+    weight = float(products[:, -2, -2].sum())
+    if features == 0 or weight <= 0.0:
+        return float(features / signal)
+    squares = float(np.einsum("kii->", products[:, :features, :features]))
+    scale = max(squares / (features * weight), 1e-12)
+    return float(features / signal * 2.0 ** (round(4.0 * math.log2(scale)) / 4.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -200,18 +33,15 @@ class Solution:
     Parameters
     ----------
     theta : ndarray, shape (k, d)
-    inverse : ndarray, shape (k, d, d)
+    inverses : ndarray, shape (d, k, d)
         Of the regularised Gram matrices.
     variance : ndarray, shape (k,)
         Of the residuals.
-    weight : ndarray, shape (k,)
-        Decayed number of observations.
     """
 
     theta: Floats
-    inverse: Floats
+    inverses: Floats
     variance: Floats
-    weight: Floats
 
     def predict(self, features: Floats) -> Floats:
         """Return the means, shape (n, k)."""
@@ -222,56 +52,79 @@ class Solution:
         """Return the posterior standard deviations of the means, shape (n, k)."""
         count, width = features.shape
         arms = len(self.theta)
-        spread = features @ self.inverse.transpose(1, 0, 2).reshape(width, arms * width)
+        spread = features @ self.inverses.reshape(width, arms * width)
         widths = np.einsum("nkd,nd->nk", spread.reshape(count, arms, width), features)
         result: Floats = np.sqrt(np.maximum(widths, 0.0) * self.variance)
         return result
 
 
-def solve(matrices: Floats, *, signal: float, prior: Floats, noise: float) -> Solution:
-    """Return the ridge estimates of all arms, shrunk towards slopes that they share.
+class Solver:
+    """Solves for all arms, and keeps an arm's inverse until its moments change.
 
     Prompts that are hard or long are so for every model. An arm's slopes are therefore shrunk
     towards those of all arms together (each about its own mean), and the shared ones towards 0,
-    by as many observations of one feature's variance as make the features explain the share
+    by as many observations of one feature's mean square as make the features explain the share
     ``signal`` of the variance beforehand: ``(d - 1) / signal``.
 
     Parameters
     ----------
-    matrices : ndarray, shape (k, d + 1, d + 1)
-        Decayed moments of features, constant and value.
     signal : float
         Share of the variance that features are expected to explain, in (0, 1].
-    prior : ndarray, shape (k,)
-        Expected mean value of each arm, as strong as one observation.
     noise : float
         Standard deviation that is assumed beforehand, as strong as five observations.
     """
-    width = matrices.shape[1] - 1
-    last = width - 1
-    weight = matrices[:, last, last]
-    safe = np.maximum(weight, 1e-12)
-    means = matrices[:, last, :last] / safe[:, None]
-    value_means = matrices[:, last, width] / safe
-    products = matrices[:, :last, :last] - weight[:, None, None] * (
-        means[:, :, None] * means[:, None, :]
-    )
-    shared = products.sum(axis=0)
-    total = float(weight.sum())
-    scale = float(np.trace(shared)) / (last * total) if last and total > 0 else 0.0
-    strength = (last / signal) * (scale if scale > 1e-12 else 1.0)
-    crossed = matrices[:, :last, width] - (weight * value_means)[:, None] * means
-    slopes = np.linalg.solve(shared + strength * np.eye(last), crossed.sum(axis=0))
-    centre = (weight @ means) / max(total, 1e-12)
-    base = np.empty((len(weight), width))
-    base[:, :last] = slopes
-    base[:, last] = prior - centre @ slopes
-    ridge = np.append(np.full(last, strength), 1.0)
-    gram = matrices[:, :width, :width]
-    inverse = np.asarray(np.linalg.inv(gram + np.diag(ridge)), np.float64)
-    moment = matrices[:, :width, width]
-    theta = (inverse @ (moment + ridge * base)[:, :, None])[:, :, 0]
-    fitted = (gram @ theta[:, :, None])[:, :, 0]
-    squares = matrices[:, width, width] + np.sum(theta * (fitted - 2.0 * moment), axis=1)
-    variance = (np.maximum(squares, 0.0) + 5.0 * noise**2) / (weight + 5.0)
-    return Solution(theta=theta, inverse=inverse, variance=variance, weight=weight.copy())
+
+    def __init__(self, *, signal: float, noise: float) -> None:
+        self._signal = signal
+        self._noise = noise
+        self._inverses: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+
+    def solve(self, moments: Sequence[Floats], *, prior: Floats) -> Solution:
+        """Return the ridge estimates.
+
+        Parameters
+        ----------
+        moments : sequence of k ndarrays, shape (d + 1, d + 1)
+            Decayed moments of features, constant and value; an array that was given before must
+            not have been written to since.
+        prior : ndarray, shape (k,)
+            Expected mean value of each arm, as strong as one observation.
+        """
+        matrices = np.stack(moments)
+        width = matrices.shape[1] - 1
+        last = width - 1
+        weight = matrices[:, last, last]
+        safe = np.maximum(weight, 1e-12)
+        means = matrices[:, last, :last] / safe[:, None]
+        strength = strength_of(matrices, self._signal)
+        # About each arm's own mean: sum of products less weight times product of means.
+        shared = matrices[:, :last, :last].sum(axis=0) - (means * weight[:, None]).T @ means
+        crossed = matrices[:, :last, width].sum(axis=0) - matrices[:, last, width] @ means
+        slopes = np.linalg.solve(shared + strength * np.eye(last), crossed)
+        centre = (weight @ means) / max(float(weight.sum()), 1e-12)
+        base = np.empty((len(weight), width))
+        base[:, :last] = slopes
+        base[:, last] = prior - centre @ slopes
+        ridge = np.append(np.full(last, strength), 1.0)
+        inverses = self._inverted(moments, ridge)
+        moment = matrices[:, :width, width]
+        theta = np.einsum("kij,kj->ki", inverses, moment + ridge * base)
+        fitted = np.einsum("kij,kj->ki", matrices[:, :width, :width], theta)
+        squares = matrices[:, width, width] + np.sum(theta * (fitted - 2.0 * moment), axis=1)
+        variance = (np.maximum(squares, 0.0) + 5.0 * self._noise**2) / (weight + 5.0)
+        turned = np.ascontiguousarray(inverses.transpose(1, 0, 2))
+        return Solution(theta=theta, inverses=turned, variance=variance)
+
+    def _inverted(self, moments: Sequence[Floats], ridge: Floats) -> Floats:
+        strength = float(ridge[0])
+        kept: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+        for matrix in moments:
+            key = (id(matrix), strength)
+            known = self._inverses.get(key)
+            # The array is kept with its inverse, so that its id cannot come to mean another.
+            if known is None:
+                gram = matrix[:-1, :-1] + np.diag(ridge)
+                known = (matrix, np.asarray(np.linalg.inv(gram), np.float64))
+            kept[key] = known
+        self._inverses = kept
+        return np.stack([kept[id(matrix), strength][1] for matrix in moments])

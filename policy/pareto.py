@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState
 from policy.chance import uniforms
-from policy.linear import Moments, Solution, solve
+from policy.linear import Solution, Solver
 from policy.mixing import Forced, mix, thompson
 from policy.money import NANO_PER_USD, Price
 from policy.terms import Arm, Bools, Contexts, Floats, Learning, Ranking, Settings, UnknownArmError
@@ -30,32 +31,9 @@ _OPTIONS: dict[str, float | str] = {
     "forgetting": 0.9995,
     "signal": 0.1,
 }
-_REWARD_NOISE, _REWARD_PRIOR = 0.25, 0.5
-_LENGTH_NOISE, _LENGTH_PRIOR = 0.7, float(np.log1p(300.0))
+_REWARD_PRIOR, _LENGTH_PRIOR = 0.5, float(np.log1p(300.0))
 _LENGTH_SIGNAL = 0.3
 _LOG_TOKENS_MAX = 18.5
-
-
-class _State:
-    """What is learned of one arm here, and what other partitions published of it."""
-
-    def __init__(self, width: int, forgetting: float) -> None:
-        self.pulls = 0
-        self.reward = Moments(width, forgetting=forgetting, noise=_REWARD_NOISE)
-        self.length = Moments(width, forgetting=forgetting, noise=_LENGTH_NOISE)
-        self.elsewhere: dict[int, tuple[int, Floats, Floats]] = {}
-
-    def experience(self) -> int:
-        """Return the pulls or the outcomes seen, whichever are more, of all partitions."""
-        elsewhere = sum(count for count, _, _ in self.elsewhere.values())
-        return max(self.pulls, self.reward.seen) + elsewhere
-
-    def moments(self) -> tuple[Floats, Floats]:
-        """Return the moments of reward and length, summed over the partitions."""
-        reward, length = self.reward.matrix, self.length.matrix
-        for _, more_reward, more_length in self.elsewhere.values():
-            reward, length = reward + more_reward, length + more_length
-        return reward, length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,8 +92,10 @@ class Pareto:
         self._numbers = numbers
         self._width = settings.dimensions + 1
         self._arms: tuple[Arm, ...] = ()
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
+        self._rewards = Solver(signal=numbers["signal"], noise=REWARD_NOISE)
+        self._lengths = Solver(signal=_LENGTH_SIGNAL, noise=LENGTH_NOISE)
 
     def set_arms(self, arms: tuple[Arm, ...]) -> None:
         """Take the arms of the catalog, in column order; what was learned of the others is kept."""
@@ -183,65 +163,43 @@ class Pareto:
 
     def dump(self, arm: str) -> bytes:
         """Return what was learned of one arm in this partition."""
-        state = self._state(arm)
-        head = np.array([state.pulls], np.float64)
-        vector = np.concatenate([head, state.reward.vector(), state.length.vector()])
-        return vector.astype("<f8").tobytes()
+        return self._state(arm).dump()
 
     def load(self, arm: str, state: bytes) -> None:
         """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape."""
-        loaded = self._decode(state)
+        loaded = self._new()
+        loaded.restore(state)
         loaded.elsewhere = self._state(arm).elsewhere
         self._states[arm] = loaded
         self._fit = None
 
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
-        other = self._decode(state)
-        self._state(arm).elsewhere[source] = (
-            other.experience(),
-            other.reward.total(),
-            other.length.total(),
+        other = self._new()
+        other.restore(state)
+        self._state(arm).merge(
+            source, other.experience(), other.reward.total(), other.length.total()
         )
         self._fit = None
 
-    def _state(self, arm: str) -> _State:
+    def _state(self, arm: str) -> ArmState:
         state = self._states.get(arm)
         if state is None:
-            state = self._states[arm] = _State(self._width, self._numbers["forgetting"])
+            state = self._states[arm] = self._new()
         return state
 
-    def _decode(self, state: bytes) -> _State:
-        if len(state) % 8 or len(state) < 8:
-            raise ValueError(f"state of {len(state)} bytes is no vector of numbers")
-        vector = np.frombuffer(state, "<f8").astype(np.float64)
-        decoded = _State(self._width, self._numbers["forgetting"])
-        decoded.pulls = int(vector[0])
-        taken = 1 + decoded.reward.restore(vector[1:])
-        taken += decoded.length.restore(vector[taken:])
-        if taken != len(vector):
-            raise ValueError(f"state has {len(vector) - taken} numbers too many")
-        return decoded
+    def _new(self) -> ArmState:
+        return ArmState(self._width, forgetting=self._numbers["forgetting"])
 
     def _solved(self) -> _Fit:
         if self._fit is None:
             moments = [self._state(arm.arm).moments() for arm in self._arms]
-            shape = (len(moments), self._width + 1, self._width + 1)
-            rewards = np.array([reward for reward, _ in moments]).reshape(shape)
-            lengths = np.array([length for _, length in moments]).reshape(shape)
+            rewards, lengths = [pair[0] for pair in moments], [pair[1] for pair in moments]
+            given = [arm.prior_reward for arm in self._arms]
+            logs = [_log(arm) for arm in self._arms]
             self._fit = _Fit(
-                reward=solve(
-                    rewards,
-                    signal=self._numbers["signal"],
-                    prior=_prior([arm.prior_reward for arm in self._arms], rewards, _REWARD_PRIOR),
-                    noise=_REWARD_NOISE,
-                ),
-                length=solve(
-                    lengths,
-                    signal=_LENGTH_SIGNAL,
-                    prior=_prior([_log(arm) for arm in self._arms], lengths, _LENGTH_PRIOR),
-                    noise=_LENGTH_NOISE,
-                ),
+                reward=self._rewards.solve(rewards, prior=_prior(given, rewards, _REWARD_PRIOR)),
+                length=self._lengths.solve(lengths, prior=_prior(logs, lengths, _LENGTH_PRIOR)),
             )
         return self._fit
 
@@ -304,9 +262,10 @@ def _log(arm: Arm) -> float | None:
     return None if tokens is None else float(np.log1p(tokens))
 
 
-def _prior(given: Sequence[float | None], matrices: Floats, default: float) -> Floats:
+def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> Floats:
     """Return each arm's expected mean: as given, else that of all arms, else the default."""
-    weight = float(matrices[:, -2, -2].sum())
+    weight = sum(float(matrix[-2, -2]) for matrix in moments)
+    total = sum(float(matrix[-2, -1]) for matrix in moments)
     # The default counts as one observation, so that it gives way at once.
-    mean = (float(matrices[:, -2, -1].sum()) + default) / (weight + 1.0)
+    mean = (total + default) / (weight + 1.0)
     return np.array([mean if value is None else value for value in given], np.float64)

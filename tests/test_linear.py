@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.linear import BLOCK, Moments, solve
+from policy.linear import Solution, Solver
+from policy.moments import BLOCK, Moments
+from policy.terms import Floats
 
 WIDTH = 5
+
+
+def solve(matrices: Floats, *, prior: Floats, noise: float) -> Solution:
+    return Solver(signal=0.1, noise=noise).solve(list(matrices), prior=prior)
 
 
 def observe(moments: Moments, count: int, *, seed: int, level: float = 0.0) -> None:
@@ -81,8 +87,8 @@ def test_solving_summed_moments_equals_solving_all_observations_together() -> No
         whole.add(x, y)
         (left if i % 2 else right).add(x, y)
     prior = np.zeros(1)
-    one = solve(whole.total()[None], signal=0.1, prior=prior, noise=0.2)
-    two = solve((left.total() + right.total())[None], signal=0.1, prior=prior, noise=0.2)
+    one = solve(whole.total()[None], prior=prior, noise=0.2)
+    two = solve((left.total() + right.total())[None], prior=prior, noise=0.2)
     assert two.theta == pytest.approx(one.theta)
     assert two.variance == pytest.approx(one.variance)
 
@@ -92,13 +98,13 @@ def test_estimates_approach_the_truth_and_the_deviation_shrinks() -> None:
     observe(few, 20, seed=7, level=0.5)
     observe(many, 4_000, seed=7, level=0.5)
     prior = np.zeros(2)
-    found = solve(np.stack([few.total(), many.total()]), signal=0.1, prior=prior, noise=0.2)
+    found = solve(np.stack([few.total(), many.total()]), prior=prior, noise=0.2)
     assert found.theta[1] == pytest.approx([0.1, 0, 0, 0, 0.5], abs=0.01)
     assert np.sqrt(found.variance[1]) == pytest.approx(0.1, abs=0.01)
     probe = np.array([[1.0, 0, 0, 0, 1.0]])
     deviation = found.deviation(probe)[0]
     assert deviation[1] < deviation[0] / 3
-    exact = np.sqrt(probe[0] @ found.inverse[1] @ probe[0] * found.variance[1])
+    exact = np.sqrt(probe[0] @ found.inverses[:, 1] @ probe[0] * found.variance[1])
     assert deviation[1] == pytest.approx(exact)
 
 
@@ -106,22 +112,22 @@ def test_an_arm_without_outcomes_takes_the_slopes_of_the_others() -> None:
     known = new(1.0)
     observe(known, 2_000, seed=1, level=0.5)
     stack = np.stack([known.total(), np.zeros_like(known.total())])
-    found = solve(stack, signal=0.1, prior=np.array([0.5, 0.8]), noise=0.2)
+    found = solve(stack, prior=np.array([0.5, 0.8]), noise=0.2)
     assert found.theta[1, 0] == pytest.approx(0.1, abs=0.03)
     assert found.theta[1, -1] == pytest.approx(0.8, abs=0.02)
 
 
 def test_no_observation_at_all_gives_the_prior() -> None:
     zeros = np.zeros((2, WIDTH + 1, WIDTH + 1))
-    found = solve(zeros, signal=0.1, prior=np.array([0.2, 0.7]), noise=0.3)
+    found = solve(zeros, prior=np.array([0.2, 0.7]), noise=0.3)
     assert found.theta[:, -1].tolist() == [0.2, 0.7]
     assert found.variance == pytest.approx(0.09)
-    bias_only = solve(np.zeros((1, 2, 2)), signal=0.1, prior=np.array([0.4]), noise=0.3)
+    bias_only = solve(np.zeros((1, 2, 2)), prior=np.array([0.4]), noise=0.3)
     assert bias_only.theta.tolist() == [[0.4]]
 
 
 def level_after(moments: Moments) -> float:
-    found = solve(moments.total()[None], signal=0.1, prior=np.zeros(1), noise=0.2)
+    found = solve(moments.total()[None], prior=np.zeros(1), noise=0.2)
     return float(found.theta[0, -1])
 
 
@@ -174,3 +180,17 @@ def test_blocks_grow_and_nothing_waits_longer_than_one() -> None:
     assert all(folded[:15])
     gaps = np.diff(np.flatnonzero(folded))
     assert gaps.max() == BLOCK
+
+
+def test_kept_inverses_change_nothing() -> None:
+    rng = np.random.default_rng(2)
+    arms = [new(), new(), new()]
+    kept = Solver(signal=0.1, noise=0.2)
+    for step in range(300):
+        x = np.append(rng.normal(size=WIDTH - 1) * (1 + step / 100), 1.0)
+        arms[int(rng.integers(3))].add(x, float(rng.normal()))
+        moments = [arm.matrix for arm in arms]
+        found = kept.solve(moments, prior=np.zeros(3))
+        fresh = Solver(signal=0.1, noise=0.2).solve(moments, prior=np.zeros(3))
+        assert found.theta.tobytes() == fresh.theta.tobytes()
+        assert found.inverses.tobytes() == fresh.inverses.tobytes()
