@@ -91,8 +91,16 @@ def catalog(*, limit: int = 10_000_000, window: str = "total", paced: bool = Tru
     return result
 
 
-def incoming(number: int, *, at_ms: int, offset: int, budget: str = "acme/team/a",
-             max_output_tokens: int = 100, print_: int = 1, **more: object) -> Incoming:  # fmt: skip
+def incoming(
+    number: int,
+    *,
+    at_ms: int,
+    offset: int,
+    budget: str = "acme/team/a",
+    max_output_tokens: int = 100,
+    print_: int = 1,
+    **more: object,
+) -> Incoming:
     """Return a request whose features follow from its number."""
     features = np.array([*np.sin(number * np.arange(1.0, DIMENSIONS + 1)), 1.0], np.float32)
     return Incoming(
@@ -115,7 +123,7 @@ class Machine:
     decisions: list[Folded] = field(default_factory=list)
     outcomes: list[Arrival] = field(default_factory=list)
     tables: dict[PageKey, bytes] = field(default_factory=dict)
-    kept: Position = Position()
+    kept: Position = field(default_factory=Position)
     requests: int = 0
 
     def __post_init__(self) -> None:
@@ -180,7 +188,7 @@ class Machine:
         state = state or self.state
         pages: list[PageKey] = [("ring", "")] if state._ring_count else []
         pages += [("reservation", n) for n in sorted(state.reservations._rows)]
-        pages += [("window", f"{arm} {segment}") for arm, segment in state.windows.keys()]
+        pages += [("window", f"{arm} {segment}") for arm, segment in state.windows.keys()]  # noqa: SIM118
         pages += [("arm", arm.arm) for arm in self.catalog.arms]
         dumped = {page: msgspec.msgpack.decode(state.dump_page(page))[2] for page in pages}
         return {**dumped, ("budget", "all"): state.budgets.content()}
