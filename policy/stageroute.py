@@ -66,8 +66,9 @@ class StageRoute(MeansPolicy):
     capacity : float
         Largest share of the requests for one arm (0.4).
     radius : float
-        gamma of the confidence radius ``sqrt(gamma v / n) + gamma / n`` (0.05: with v at 0.8 two
-        radii are one standard deviation of a yes-or-no reward).
+        gamma of the confidence radius ``sqrt(gamma v / n) + gamma / n`` (0.1). The published
+        one grows with the logarithm of the horizon and is a hundred times as large. An arm that
+        has had fewer than ``Arm.explore`` decisions is taken for the best possible one.
     inner : str
         Name of a policy that ranks the deployed arms by context; its options are ``inner.NAME``.
 
@@ -90,7 +91,7 @@ class StageRoute(MeansPolicy):
         self._length = int(np.ceil(self._option("horizon", 10_000) / max(stages, 1)))
         self._slots = int(self._option("arms_max", 6))
         self._capacity = self._option("capacity", 0.4)
-        self._radius = self._option("radius", 0.05)
+        self._radius = self._option("radius", 0.1)
         if min(stages, self._length, self._slots) < 1 or self._ceiling <= 0.0:
             raise ValueError("horizon, stages, arms_max must be at least 1, ceiling above 0")
         if not 0.0 < self._capacity <= 1.0 or self._radius < 0.0:
@@ -176,7 +177,9 @@ class StageRoute(MeansPolicy):
         pulls = totals[:, REWARDS]
         mean = np.clip((totals[:, REWARD_SUM] + 1.0) / (pulls + 1.0), 0.0, 1.0)
         upper = np.clip(mean + 2.0 * self._width(mean, pulls), 0.0, 1.0)
-        upper = np.where(pulls == 0, 1.0, upper)
+        # A few unlucky answers at the start must not put an arm out for good.
+        tried = np.maximum(totals[:, DECIDED], pulls) >= [arm.explore for arm in self._arms]
+        upper = np.where(tried & (pulls > 0), upper, 1.0)
         # An arm's price is known before its first call: only its tokens are to be learned.
         known = totals[:, COSTS]
         usual = (totals[:, UNIT_SUM].sum() + _PRIOR_TOKENS) / (known.sum() + 1.0)
