@@ -152,15 +152,14 @@ class Reservations:
         self._offsets[row.id] = offset
         self.open_count += row.is_open
 
-    def update(self, offset: int, **fields: int) -> None:
+    def update(self, offset: int, row: Row, **fields: Any) -> None:
         """Change fields of a row, unless its page already holds the change."""
         if not self._gate.passes(page_of(offset)):
             return
-        before = self.row(offset).is_open
-        rows = self._rows[offset // SEGMENT]
+        rows, place = self._rows[offset // SEGMENT], offset % SEGMENT
         for name, value in fields.items():
-            rows[name][offset % SEGMENT] = value
-        self.open_count += self.row(offset).is_open - before
+            rows[name][place] = value
+        self.open_count += row._replace(**fields).is_open - row.is_open
 
     def due(self, now_ms: int) -> Iterator[int]:
         """Yield the offsets of open reservations that have expired before ``now_ms``, in order.
@@ -188,7 +187,7 @@ class Reservations:
     def revive(self, offsets: list[int]) -> None:
         """Take the expiry of these reservations back, as if :meth:`due` had not been asked."""
         for offset in offsets:
-            self.update(offset, expired_by=NONE)
+            self.update(offset, self.row(offset), expired_by=NONE)
             self._scan = min(self._scan, offset)
 
     def forget(self) -> list[PageKey]:

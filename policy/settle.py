@@ -59,8 +59,9 @@ def expire(state: State, now_ms: int, *, cause: int) -> list[int]:
         _spend_expired(state, state.reservations.row(offset), now_ms)
     due = list(state.reservations.due(now_ms))
     for offset in due:
-        _spend_expired(state, state.reservations.row(offset), now_ms)
-        state.reservations.update(offset, expired_by=cause)
+        row = state.reservations.row(offset)
+        _spend_expired(state, row, now_ms)
+        state.reservations.update(offset, row, expired_by=cause)
     return due
 
 
@@ -127,22 +128,22 @@ def _settle_known(state: State, arrival: Arrival) -> Verdict:
     reward = _part(arrival.reward is not None, arrival.offset, arrival.reward_print,
                    row.reward_offset, row.reward_print)  # fmt: skip
     error = _part(arrival.error and not has_usage, arrival.offset, 0, row.error_offset, 0)
-    cost = None
+    cost = _spend(state, row, arrival) if usage == "new" else None
+    changes: dict[str, int] = {}
     if usage == "new":
-        cost = _spend(state, offset, row, arrival)
+        changes |= {"usage_offset": arrival.offset, "usage_print": arrival.usage_print}
     if reward == "new":
-        state.reservations.update(
-            offset, reward_offset=arrival.offset, reward_print=arrival.reward_print
-        )
+        changes |= {"reward_offset": arrival.offset, "reward_print": arrival.reward_print}
     if error == "new":
-        state.reservations.update(offset, error_offset=arrival.offset)
-    if "new" in (usage, reward, error):
+        changes["error_offset"] = arrival.offset
+    if changes:
+        state.reservations.update(offset, row, **changes)
         _learn(state, offset, row, arrival, cost=cost, rewarded=reward == "new")
     # A part in conflict is refused alone: the other part of the same record still counts.
     for part, verdict in (("usage", usage), ("reward", reward)):
         if verdict == "conflict":
             return Verdict("refused", "conflict", f"another {part} was accepted before")
-    return Verdict("applied" if "new" in (usage, reward, error) else "duplicate")
+    return Verdict("applied" if changes else "duplicate")
 
 
 def _part(present: bool, offset: int, print_: int, known_offset: int, known_print: int) -> str:
@@ -158,7 +159,7 @@ def _part(present: bool, offset: int, print_: int, known_offset: int, known_prin
     return "duplicate" if print_ == known_print else "conflict"
 
 
-def _spend(state: State, offset: int, row: Row, arrival: Arrival) -> int:
+def _spend(state: State, row: Row, arrival: Arrival) -> int:
     if arrival.cost_nanousd is not None:
         cost = arrival.cost_nanousd
     else:
@@ -181,7 +182,6 @@ def _spend(state: State, offset: int, row: Row, arrival: Arrival) -> int:
         expected_nanousd=0 if expired else row.expected,
         now_ms=state.clock_ms,
     )
-    state.reservations.update(offset, usage_offset=arrival.offset, usage_print=arrival.usage_print)
     state.freed.add(budget)
     return cost
 
