@@ -22,7 +22,7 @@ _KEPT_AFTER_CHANGE = 20.0
 _HEAD = 10
 
 _Run = tuple[float, float, float]
-"""A CUSUM since it was last zero: its statistic, the sum and the number of what it was given."""
+"""A CUSUM since it was last zero: its statistic, and the sum and weight of what it was given."""
 _QUIET: _Run = (0.0, 0.0, 0.0)
 
 
@@ -51,10 +51,12 @@ class Moments:
         "_above",
         "_below",
         "_check",
+        "_decay",
         "_forgetting",
         "_noise",
         "_pending",
-        "_waiting",
+        "_values",
+        "_weights",
         "dropped",
         "matrix",
         "seen",
@@ -68,36 +70,38 @@ class Moments:
         """Observations ever taken in."""
         self.dropped = False
         """Whether the last sudden change was downwards."""
-        self._pending: Floats = np.zeros((BLOCK, width + 2))
-        self._waiting = 0
+        self._pending: Floats = np.zeros((BLOCK, width + 1))
+        self._values: list[float] = []
+        self._weights: list[float] = []
+        # Square roots of the decay of the last observations, the latest being 1.
+        self._decay: Floats = np.sqrt(forgetting ** np.arange(BLOCK - 1.0, -1.0, -1.0))
         self._check: Floats = np.zeros(width)
         self._above: _Run = _QUIET
         self._below: _Run = _QUIET
 
     def add(self, features: Floats, value: float, weight: float = 1.0) -> bool:
         """Take in one observation; return whether :attr:`matrix` changed."""
-        row = self._pending[self._waiting]
-        row[:-2] = features
-        row[-2] = value
-        row[-1] = weight
-        self._waiting += 1
+        values = self._values
+        self._pending[len(values), :-1] = features
+        values.append(value)
+        self._weights.append(weight)
         self.seen += 1
-        if self._waiting < min(BLOCK, max(1, self.seen // 8)):
+        if len(values) < BLOCK and len(values) < max(1, self.seen // 8):
             return False
         self._fold()
         return True
 
     def total(self) -> Floats:
         """Return the moments with those observations that still wait, as other partitions see."""
-        return self._with_pending() if self._waiting else self.matrix
+        return self._with_pending() if self._values else self.matrix
 
     def _with_pending(self) -> Floats:
-        rows = self._pending[: self._waiting]
-        z = rows[:, :-1]
-        ages = np.arange(self._waiting - 1, -1, -1)
+        count = len(self._values)
+        rows = self._pending[:count]
+        rows[:, -1] = self._values
         # By roots of the weights, so that the product is exactly symmetric.
-        scaled = z * np.sqrt(rows[:, -1] * self._forgetting**ages)[:, None]
-        kept: Floats = self.matrix * self._forgetting**self._waiting
+        scaled = rows * (np.sqrt(self._weights) * self._decay[BLOCK - count :])[:, None]
+        kept: Floats = self.matrix * self._forgetting**count
         kept += scaled.T @ scaled
         return kept
 
@@ -107,7 +111,8 @@ class Moments:
             # Before the block is added: that is of the new level already.
             self._shift(changed)
         self.matrix = self._with_pending()
-        self._waiting = 0
+        self._values.clear()
+        self._weights.clear()
         if changed or self.seen < 2 * _CHECK_EVERY or self.seen % _CHECK_EVERY < BLOCK:
             self._check = self._estimate()
 
@@ -122,21 +127,34 @@ class Moments:
 
     def _watch(self) -> float:
         """Follow the residuals of the waiting block; return the shift if they raise an alarm."""
-        rows = self._pending[: self._waiting]
-        residuals = rows[:, -2] - rows[:, :-2] @ self._check
+        count = len(self._values)
+        residuals = np.array(self._values) - self._pending[:count, :-1] @ self._check
         z = np.append(-self._check, 1.0)
         weight = self.matrix[-2, -2]
         squares = float(z @ self.matrix @ z) + 5.0 * self._noise**2
         deviation = max(float(np.sqrt(max(squares, 0.0) / (weight + 5.0))), 0.05 * self._noise)
+        weights = np.array(self._weights)
         units = residuals / deviation
-        for unit, weight in zip(units.tolist(), rows[:, -1].tolist(), strict=True):
-            self._above = _cusum(self._above, unit, weight)
-            self._below = _cusum(self._below, -unit, weight)
-            if self._above[0] > _ALARM or self._below[0] > _ALARM:
-                self.dropped = self._below[0] > self._above[0]
-                _, total, length = self._below if self.dropped else self._above
+        clipped = np.clip(units, -_WINSOR, _WINSOR) * weights
+        columns = (clipped.tolist(), (units * weights).tolist(), self._weights)
+        above, above_sum, above_length = self._above
+        below, below_sum, below_length = self._below
+        for bounded, unit, one in zip(*columns, strict=True):
+            above += bounded - _DRIFT
+            above_sum, above_length = above_sum + unit, above_length + one
+            if above <= 0.0:
+                above, above_sum, above_length = _QUIET
+            below -= bounded + _DRIFT
+            below_sum, below_length = below_sum + unit, below_length + one
+            if below <= 0.0:
+                below, below_sum, below_length = _QUIET
+            if above > _ALARM or below > _ALARM:
+                self.dropped = below > above
                 self._above = self._below = _QUIET
-                return deviation * (-total if self.dropped else total) / length
+                mean = below_sum / below_length if self.dropped else above_sum / above_length
+                return deviation * mean
+        self._above = above, above_sum, above_length
+        self._below = below, below_sum, below_length
         return 0.0
 
     def _shift(self, shift: float) -> None:
@@ -149,18 +167,18 @@ class Moments:
 
     def vector(self) -> Floats:
         """Return the whole state as one vector; equal for equal states."""
+        count = len(self._values)
         head = [
             len(self._check),
-            self._waiting,
+            count,
             self.seen,
             float(self.dropped),
             *self._above,
             *self._below,
         ]
         upper = self.matrix[np.triu_indices(len(self.matrix))]
-        return np.concatenate(
-            [head, self._check, upper, self._pending[: self._waiting].ravel()], dtype=np.float64
-        )
+        rows = self._pending[:count, :-1].ravel()
+        return np.concatenate([head, self._check, upper, rows, self._values, self._weights])
 
     def restore(self, vector: Floats) -> int:
         """Take the state from the start of ``vector``; return how many numbers it took.
@@ -175,21 +193,17 @@ class Moments:
             raise ValueError(f"state is not of {width} features")
         waiting = int(vector[1])
         upper = np.triu_indices(width + 1)
-        ends = np.cumsum([_HEAD, width, len(upper[0]), waiting * (width + 2)])
+        ends = np.cumsum([_HEAD, width, len(upper[0]), waiting * width, waiting, waiting])
         if not 0 <= waiting < BLOCK or len(vector) < ends[-1]:
             raise ValueError(f"state of {width} features is cut short")
-        self._waiting, self.seen, self.dropped = waiting, int(vector[2]), bool(vector[3])
+        self.seen, self.dropped = int(vector[2]), bool(vector[3])
         above, below = vector[4:7].tolist(), vector[7:10].tolist()
         self._above, self._below = (above[0], above[1], above[2]), (below[0], below[1], below[2])
         self._check = vector[ends[0] : ends[1]].copy()
         matrix = np.zeros((width + 1, width + 1))
         matrix[upper] = vector[ends[1] : ends[2]]
         self.matrix = matrix + np.triu(matrix, 1).T
-        self._pending[:waiting] = vector[ends[2] : ends[3]].reshape(waiting, width + 2)
+        self._pending[:waiting, :-1] = vector[ends[2] : ends[3]].reshape(waiting, width)
+        self._values = vector[ends[3] : ends[4]].tolist()
+        self._weights = vector[ends[4] : ends[5]].tolist()
         return int(ends[-1])
-
-
-def _cusum(run: _Run, unit: float, weight: float) -> _Run:
-    statistic, total, length = run
-    moved = statistic + weight * min(max(unit, -_WINSOR), _WINSOR) - _DRIFT
-    return (moved, total + weight * unit, length + weight) if moved > 0.0 else _QUIET

@@ -7,6 +7,7 @@ tokens at the current price, so a changed price acts on the next request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ class Pareto:
             raise ValueError("epsilon and force together must be at most 1")
         self._thompson = algorithm == "thompson"
         self._numbers = numbers
+        self._forgetting = numbers["forgetting"]
         self._width = settings.dimensions + 1
         self._arms: tuple[Arm, ...] = ()
         self._states: dict[str, ArmState] = {}
@@ -151,13 +153,13 @@ class Pareto:
     def learn(self, learning: Learning) -> None:
         """Take in one outcome, at once and in order; a late one weighs less."""
         state = self._state(learning.arm)
-        weight = self._numbers["forgetting"] ** min(max(learning.age, 0), 10_000)
+        weight = self._forgetting ** min(max(learning.age, 0), 10_000)
         changed = False
         if learning.reward is not None:
             changed = state.reward.add(learning.features, learning.reward, weight)
         tokens = self._tokens(learning)
         if tokens is not None:
-            changed |= state.length.add(learning.features, float(np.log1p(tokens)), weight)
+            changed |= state.length.add(learning.features, math.log1p(tokens), weight)
         if changed:
             self._fit = None
 
@@ -189,7 +191,7 @@ class Pareto:
         return state
 
     def _new(self) -> ArmState:
-        return ArmState(self._width, forgetting=self._numbers["forgetting"])
+        return ArmState(self._width, forgetting=self._forgetting)
 
     def _solved(self) -> _Fit:
         if self._fit is None:
