@@ -33,6 +33,7 @@ _SCORE, _UNPRICED, _UNDEPLOYED, _NOT_ALLOWED, _CAPABILITY, _CONTEXT, _LATENCY, _
 OUTPUT_SHARE = 0.99
 """Share of answers that a lowered output cap must hold, by what the arm's answers have been."""
 _LATENCIES_MIN = 5
+_UNSEEN_MULTIPLE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,8 +127,14 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
     )
 
 
-def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Found:
-    """Return the best arm of a row that fits its ceilings and caps; the state is not changed."""
+def reserve_best(
+    state: State, rounds: Round, row: int, request: Incoming, *, patient: bool = True
+) -> Found:
+    """Return the best arm of a row that fits its ceilings and caps; the state is not changed.
+
+    A ``patient`` request waits for its best arm where that fits once money in flight comes back;
+    another takes a lower output cap, or the next arm, if that fits now.
+    """
     path = rounds.paths[row]
     free, ultimate = state.budgets.free(path), state.budgets.ultimate(path)
     bound = rounds.first_bound[row]
@@ -149,21 +156,29 @@ def reserve_best(state: State, rounds: Round, row: int, request: Incoming) -> Fo
         bound = int(rounds.bound_nanousd[row, column])
         if bound <= free:
             return _found(request, column, bound, why_not=why_not)
-        need = _least_bound(state, column, request, bound)
-        if need > ultimate:
-            why_not[column] = _CAP
-            rejected = "budget_exhausted"
-            continue
-        if bound > ultimate and need <= free:
-            price = state.prices[column]
-            assert price is not None
-            cap = _output_that_fits(price, request.input_tokens, free)
-            lowered = bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=cap)
-            return _found(request, column, lowered, cap=cap, why_not=why_not)
-        # The best arm will fit once money in flight comes back: wait rather than settle for less.
+        need = _least_bound(state, rounds, row, column, request)
         why_not[column] = _CAP
-        return Found(rejected="budget_busy", why_not=why_not)
+        if need > ultimate:
+            if rejected != "budget_busy":
+                rejected = "budget_exhausted"
+            continue
+        if need <= free and (bound > ultimate or not patient):
+            # Not all that is free: the next request would have to wait for this one.
+            return _lowered(state, request, column, need, why_not)
+        rejected = "budget_busy"
+        if patient:
+            break
     return Found(rejected=rejected, why_not=why_not)
+
+
+def _lowered(
+    state: State, request: Incoming, column: int, amount: int, why_not: list[int]
+) -> Found:
+    price = state.prices[column]
+    assert price is not None
+    cap = _output_that_fits(price, request.input_tokens, amount)
+    bound = bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=cap)
+    return _found(request, column, bound, cap=cap, why_not=why_not)
 
 
 def _found(
@@ -270,13 +285,21 @@ def _within_ceilings(state: State, rounds: Round, row: int, path: Path) -> Bools
     return allowed
 
 
-def _least_bound(state: State, column: int, request: Incoming, bound: int) -> int:
-    """Return the bound at the learned upper quantile of the output, if that is lower."""
+def _least_bound(state: State, rounds: Round, row: int, column: int, request: Incoming) -> int:
+    """Return the bound at the learned upper quantile of the output, if that is lower.
+
+    Until enough answers were seen a multiple of the expected cost stands for it: a budget smaller
+    than the first bound would never see any.
+    """
+    bound = int(rounds.bound_nanousd[row, column])
     price = state.prices[column]
     assert price is not None
     lengths = state.lengths.get(state.catalog.arms[column].arm)
     tokens = lengths.quantile(OUTPUT_SHARE) if lengths else None
-    if tokens is None or tokens >= request.max_output_tokens:
+    if tokens is None:
+        guess = _UNSEEN_MULTIPLE * int(rounds.cost_nanousd[row, column])
+        tokens = max(_output_that_fits(price, request.input_tokens, guess), 1)
+    if tokens >= request.max_output_tokens:
         return bound
     return bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=tokens)
 

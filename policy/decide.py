@@ -7,11 +7,12 @@ starving a budget whose callers ask for far more output than they use:
 
 - the pacers count expected dollars, not bounds;
 - where the bound does not fit only because of money in flight, the request waits for it;
-- where the bound cannot fit any more but the learned upper quantile of the output does, the output
-  cap is lowered to what is left, and the caller must pass that cap to the model.
+- where the bound cannot fit any more, or the request has waited for ``defer_ms``, but the learned
+  upper quantile of the output fits, the output cap is lowered to that, and the caller must pass
+  the lowered cap to the model.
 
 A request is rejected for its budget only when no eligible arm could fit even if everything in
-flight were settled at nothing.
+flight were settled at nothing. Until then it waits: each reservation settles or expires.
 """
 
 from __future__ import annotations
@@ -260,12 +261,12 @@ def _decide_one(
         return _reject(state, rounds, row, request, "deadline")
     if not rounds.any_eligible[row]:
         return _reject(state, rounds, row, request, "no_arm")
-    found = reserve_best(state, rounds, row, request)
+    patient = now_ms < request.at_ms + state.limits.defer_ms
+    found = reserve_best(state, rounds, row, request, patient=patient)
     column = found.arm
     if column is None:
-        patient = now_ms < request.at_ms + state.limits.defer_ms
         full = len(state.waiting) >= state.limits.deferred_max and request.id not in state.waiting
-        if found.rejected == "budget_busy" and patient and not full:
+        if found.rejected == "budget_busy" and not full:
             return None
         return _reject(state, rounds, row, request, found.rejected, found.why_not)
     arm = state.catalog.arms[column]
