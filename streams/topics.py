@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
+from aiokafka.partitioner import murmur2
 
 REQUESTS = "tollway.requests.v1"
 DECISIONS = "tollway.decisions.v1"
@@ -90,6 +92,18 @@ def wanted_topics(app_id: str) -> dict[str, TopicSettings]:
         for table in TABLES
     }
     return {**TOPICS, **changelogs}
+
+
+@lru_cache(maxsize=65_536)
+def home_partition(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner gives a key.
+
+    Examples
+    --------
+    >>> home_partition(b"acme", 8)
+    4
+    """
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 async def create(kafka: str, *, app_id: str, partitions: int, replication: int = 1) -> list[str]:

@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from aiokafka import AIOKafkaProducer
-from aiokafka.partitioner import murmur2
 
 from streams import topics
 from streams.client import Client
@@ -332,8 +331,7 @@ class Deployment:
         _, end = await reader.bounds(topic, partition)
         async for records in reader.read(topic, partition, self._next[place], end):
             self._seen[place] += [
-                Placed(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
-                for r in records
+                Placed(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for r in records
             ]
         self._next[place] = end
 
@@ -376,7 +374,7 @@ class Deployment:
 
     def partition_of(self, root: str) -> int:
         """Return the partition of a budget root."""
-        return int((murmur2(root.encode()) & 0x7FFFFFFF) % self.partitions)
+        return topics.home_partition(root.encode(), self.partitions)
 
     def _probe(self, partition: int) -> str:
         names = (f"probe-{n}" for n in itertools.count())
@@ -451,7 +449,9 @@ class Deployment:
 
     def _log_tails(self) -> str:
         programs = [*self.workers, *self.sinks]
-        return "\n".join(f"{p.name}: {p.log.read_text(errors='replace')[-1_000:]}" for p in programs)
+        return "\n".join(
+            f"{p.name}: {p.log.read_text(errors='replace')[-1_000:]}" for p in programs
+        )
 
 
 def effective(records: Iterable[Placed]) -> dict[str, Decision]:
