@@ -19,12 +19,13 @@ from policy.recover import Folded, finish, fold_decisions, load, needed
 from policy.registry import make_policy
 from policy.state import Incoming, Limits, State
 from streams import topics
+from streams.checkpoints import FORMAT, POSITION_KEY, Kept, parse_page_key
 from streams.faust_batches import CheckpointTable
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader
 from streams.metrics import Metrics
-from streams.partition import FORMAT, POSITION_KEY, Kept, Partition, parse_page_key, settle_record
+from streams.partition import Partition, settle_record
 from streams.publisher import Outbox
 from streams.records import BadRecordError, DeadLetter, Decision, decode
 from streams.refusing import DeadLetters, mark_of
@@ -44,6 +45,7 @@ class Opener:
     follower: Follower
     make_intake: Callable[[Catalog], Intake]
     tables: Mapping[str, CheckpointTable]
+    partitions: int
     producer: AIOKafkaProducer
     limits: Limits
     metrics: Metrics
@@ -83,6 +85,7 @@ class Opener:
         logger.info("partition %s: open at %s", number, state.gate.position)
         return Partition(
             number=number,
+            partitions=self.partitions,
             state=state,
             follower=self.follower,
             make_intake=lambda: self.make_intake(state.catalog),

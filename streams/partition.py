@@ -10,15 +10,14 @@ import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any
 
 from policy.decide import decide
-from policy.pages import PageKey, Position
+from policy.pages import Position
 from policy.settle import Verdict, overdue, pass_over, settle
 from policy.state import Incoming, State
 from streams import topics
+from streams.checkpoints import FORMAT, Kept, Table, write_pages, write_position
 from streams.following import Follower
 from streams.intake import Intake
 from streams.metrics import Metrics
@@ -31,34 +30,6 @@ CHUNK = 512
 """Requests that are decided in one call."""
 RESERVATIONS_EVERY = 5
 """Reservation pages are written at every so many checkpoints: they change most."""
-POSITION_KEY = b"position"
-TABLE_OF = {
-    "budget": "budget-pacing",
-    "window": "reward-windows",
-    "arm": "arm-statistics",
-    "ring": "arm-statistics",
-    "reservation": "reservations",
-}
-
-
-class Table(Protocol):
-    """What a checkpoint table offers."""
-
-    async def put(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
-        """Write values durably."""
-
-
-class Kept(msgspec.Struct, array_like=True):
-    """What is kept beside the pages: where to fold from."""
-
-    decisions: int
-    outcomes: int
-    clock_ms: int
-    format: int
-
-
-FORMAT = 1
-"""Of the pages. Pages of another format are left alone: the state comes from the topics then."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -66,6 +37,7 @@ class Partition:
     """A partition that this worker owns, opened by ``streams.opening``."""
 
     number: int
+    partitions: int
     state: State
     follower: Follower
     make_intake: Callable[[], Intake]
@@ -80,6 +52,8 @@ class Partition:
     committed_requests: int | None = None
     _requests_next: int | None = None
     _checkpoints: int = 0
+    _kept: Kept | None = None
+    _idle_at: tuple[int | None, Position] | None = None
     _checkpointing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     # -- records in
@@ -103,7 +77,7 @@ class Partition:
                 if record.offset >= applied_from:
                     await self._settle_record(intake, record)
             await self._refuse_overdue()
-            if self.state.freed and self.state.waiting:
+            if self.state.waiting:
                 await self._decide([], now_ms=self.state.clock_ms)
 
     async def _settle_record(self, intake: Intake, record: Any) -> None:
@@ -131,6 +105,11 @@ class Partition:
                 )
             except BadRecordError as exc:
                 verdict = Verdict("refused", exc.reason, exc.detail)
+                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
+                continue
+            if topics.home_partition(record.key or b"", self.partitions) != self.number:
+                # A budget that lay in two partitions would have two owners, and its limit twice.
+                verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
                 await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
                 continue
             if request.deadline_ms is not None and record.timestamp > request.deadline_ms:
@@ -211,6 +190,17 @@ class Partition:
                     state.policy.merge(arm, source, base64.b64decode(learned.record.state_b64))
             state.statistics = follower.statistics_offset
 
+    async def tick(self) -> None:
+        """Let time go on for waiting requests where no record does; the broker says what time.
+
+        Called once a second; does nothing while records come.
+        """
+        at = (self._requests_next, self.state.gate.position)
+        idle, self._idle_at = at == self._idle_at, at
+        if idle and self.state.waiting:
+            async with self.lock:
+                await self._decide([], now_ms=await self.statistics.broker_time(_CLOCK))
+
     # -- state out
 
     def commit_position(self, topic: str) -> int | None:
@@ -248,25 +238,16 @@ class Partition:
             position = state.gate.position
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
-        await self._write(dumped, forgotten)
+        await write_pages(self.tables, self.number, dumped, forgotten)
         kept = Kept(*low, FORMAT)
-        await self.tables["budget-pacing"].put(
-            self.number, {POSITION_KEY: msgspec.msgpack.encode(kept)}
-        )
+        if kept != self._kept:
+            await write_position(self.tables, self.number, kept)
+            self._kept = kept
         self.committed_outcomes = max(self.committed_outcomes, low.outcomes)
         if done is not None:
             self.committed_requests = done
         await self._publish(learned, position)
         self.metrics.checkpoint_pages.inc(len(dumped))
-
-    async def _write(self, pages: Mapping[PageKey, bytes], forgotten: Sequence[PageKey]) -> None:
-        by_table: dict[str, dict[bytes, bytes | None]] = {}
-        for page, data in pages.items():
-            by_table.setdefault(TABLE_OF[page[0]], {})[page_key(page)] = data
-        for page in forgotten:
-            by_table.setdefault(TABLE_OF[page[0]], {})[page_key(page)] = None
-        for table, values in by_table.items():
-            await self.tables[table].put(self.number, values)
 
     async def _publish(self, learned: Mapping[str, bytes], position: Position) -> None:
         """Let the other partitions know what this one has learned."""
@@ -303,19 +284,12 @@ def settle_record(state: State, intake: Intake, record: Any) -> Verdict:
     return settle(state, arrival)
 
 
+_CLOCK = encode(Statistics(partition=-1, arm="", policy="", decisions=0, outcomes=0, state_b64=""))
+"""A record of the statistics that teaches nothing; its acknowledgement tells the time."""
+
+
 class PolicyChangedError(Exception):
     """The catalog names another policy; a worker takes it up when it starts anew."""
 
     def __init__(self, settings: str) -> None:
         super().__init__(f"the catalog's policy has changed, starting anew: {settings}")
-
-
-def page_key(page: PageKey) -> bytes:
-    """Return a page's key in its table."""
-    return f"{page[0]}:{page[1]}".encode()
-
-
-def parse_page_key(key: bytes) -> PageKey:
-    """Return the page of a key."""
-    kind, _, name = key.decode().partition(":")
-    return (kind, int(name) if kind in ("budget", "reservation") else name)

@@ -82,6 +82,13 @@ class Outbox:
         while self._pending:
             await self._settle_first()
 
+    async def broker_time(self, value: bytes) -> int:
+        """Append a record and return when the broker says that it did."""
+        metadata = await self.producer.send_and_wait(
+            self.topic, value, key=b"clock", partition=self.partition
+        )
+        return int(metadata.timestamp)
+
     async def _settle_first(self) -> None:
         future, expected = self._pending[0]
         metadata = await future

@@ -79,11 +79,7 @@ class Worker:
         @app.timer(interval=self._config.checkpoint_ms / 1_000, name="tollway.checkpoint")  # type: ignore[untyped-decorator]
         async def checkpoint() -> None:
             """Write what has changed to the tables, and tell others what was learned."""
-            for partition in list(self.partitions.values()):
-                # A rebalance may take the partition away in the middle: its next owner folds.
-                with suppress(PartitionNotOwnedError):
-                    if self.app.owns(topics.REQUESTS, partition.number):
-                        await partition.checkpoint()
+            await asyncio.gather(*map(self._checkpoint, list(self.partitions.values())))
 
         app.on_assigned = self._on_assigned
         app.before_commit = self._before_commit
@@ -111,6 +107,13 @@ class Worker:
             await self.reader.stop()
             await self.producer.stop()
 
+    async def _checkpoint(self, partition: Partition) -> None:
+        # A rebalance may take the partition away in the middle: its next owner folds.
+        with suppress(PartitionNotOwnedError):
+            if self.app.owns(topics.REQUESTS, partition.number):
+                await partition.tick()
+                await partition.checkpoint()
+
     async def _follow(self) -> None:
         try:
             await self.follower.run()
@@ -127,6 +130,7 @@ class Worker:
             follower=self.follower,
             make_intake=self._intake,
             tables=self.tables,
+            partitions=self._config.partitions,
             producer=self.producer,
             limits=Limits(
                 reservation_ttl_ms=self._config.reservation_ttl_ms, defer_ms=self._config.defer_ms

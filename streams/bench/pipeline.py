@@ -128,8 +128,7 @@ def _catalog(shape: Shape) -> list[CatalogEntry]:
         arm, price = f"model-{number}@bench", 50_000 * 2**number
         entries.append(ArmEntry(arm=arm, prior_output_tokens=150))
         entries.append(PriceEntry(arm=arm, version=1, input=price, output=4 * price))
-    for budget in _budgets(shape):
-        entries.append(BudgetEntry(budget=budget, limit_nanousd=10**15, window="day"))
+    entries.extend(BudgetEntry(budget=b, limit_nanousd=10**15) for b in _budgets(shape))
     roots = sorted({budget.partition("/")[0] for budget in _budgets(shape)})
     return [*entries, *(BudgetEntry(budget=root, limit_nanousd=10**17) for root in roots)]
 
