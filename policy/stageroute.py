@@ -68,7 +68,8 @@ class StageRoute(MeansPolicy):
     radius : float
         gamma of the confidence radius ``sqrt(gamma v / n) + gamma / n`` (0.1). The published
         one grows with the logarithm of the horizon and is a hundred times as large. An arm that
-        has had fewer than ``Arm.explore`` decisions is taken for the best possible one.
+        has had fewer than ``Arm.explore`` decisions is taken for the best possible one, unless
+        there is an inner policy, which explores by itself.
     inner : str
         Name of a policy that ranks the deployed arms by context; its options are ``inner.NAME``.
 
@@ -179,6 +180,8 @@ class StageRoute(MeansPolicy):
         upper = np.clip(mean + 2.0 * self._width(mean, pulls), 0.0, 1.0)
         # A few unlucky answers at the start must not put an arm out for good.
         tried = np.maximum(totals[:, DECIDED], pulls) >= [arm.explore for arm in self._arms]
+        # An inner policy explores by itself; an arm too dear for it would keep its slot for ever.
+        tried = tried if self._inner is None else pulls > 0
         upper = np.where(tried & (pulls > 0), upper, 1.0)
         # An arm's price is known before its first call: only its tokens are to be learned.
         known = totals[:, COSTS]
