@@ -170,7 +170,7 @@ class Partition:
 
     async def _refuse_entries(self) -> None:
         """Write dead letters for the catalog's; the catalog has the one partition 0."""
-        for offset, (record, error) in self.follower.refused.items():
+        for offset, (record, error) in list(self.follower.refused.items()):
             verdict = Verdict("refused", error.reason, error.detail)
             await self._refuse(topics.CATALOG, offset, record.value, verdict)
             self.dead_letters.known.add((topics.CATALOG, offset))
