@@ -43,6 +43,7 @@ from streams.records import (
     encode,
 )
 
+Raw = tuple[str, bytes | None, bytes | None, int | None]
 DIMENSIONS = 64
 PROGRAM = (sys.executable, "-m", "streams")
 ARMS: dict[str, tuple[int, int]] = {
@@ -273,17 +274,16 @@ class Deployment:
             await client.declare(entries)
 
     async def produce(
-        self, records: Iterable[tuple[str, bytes | None, bytes | None]], *,
-        partition: int | None = None,
-    ) -> list[tuple[str, int, int]]:  # fmt: skip
-        """Send raw records (topic, key, value); return their places."""
+        self, records: Iterable[tuple[str, bytes | None, bytes | None] | Raw]
+    ) -> list[tuple[str, int, int]]:
+        """Send raw records (topic, key, value, partition if not the key's); return their places."""
         async with AIOKafkaProducer(
             bootstrap_servers=self.kafka, acks="all", max_request_size=1 << 21
         ) as producer:
-            sent = [
-                await producer.send(topic, value, key=key, partition=partition)
-                for topic, key, value in records
-            ]
+            sent = []
+            for topic, key, value, *partition in records:
+                number = partition[0] if partition else None
+                sent.append(await producer.send(topic, value, key=key, partition=number))
             found = await asyncio.gather(*sent)
         return [(record.topic, record.partition, record.offset) for record in found]
 
