@@ -56,7 +56,7 @@ class Pace:
     dual_price: float = 0.0
     """Mean of those used lately."""
     mean_usd: float = 0.0
-    """Of the expected dollars of the last requests."""
+    """Of the last requests' dollars: expected until settled, then true."""
     mean_fast_usd: float = 0.0
     planned_usd: float = 0.0
     """Mean of what the curve foretold for the same requests."""
@@ -135,6 +135,10 @@ def correct(pace: Pace, *, delta_usd: float, expected_usd: float, now_ms: int) -
     dropped the open calls of the former window.
     """
     pace.spent_usd += delta_usd
+    # The means are of true dollars in the end: calls are chosen where their cost looks low, so
+    # that expectations of chosen calls are too low on average.
+    pace.mean_usd += MEAN * delta_usd
+    pace.mean_fast_usd += MEAN_FAST * delta_usd
     if expected_usd <= 0.0:
         return
     scale = expected_usd * expected_usd

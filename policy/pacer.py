@@ -48,6 +48,8 @@ __all__ = [
 
 AIM = 0.99
 """Share of a per-request ceiling that is aimed at; the rest absorbs surprises."""
+LINE = 0.995
+"""Share of a per-request ceiling up to which arms above it are paid from savings."""
 HORIZON = 200.0
 """Requests over which a balance is made good."""
 SAFETY = 2.0
@@ -55,6 +57,11 @@ SAFETY = 2.0
 SAFETY_OWN = 5.0
 """The same for the call to be decided, beyond one ceiling: what a surprise takes away is missed by
 many cheaper calls that gain more from it."""
+MODEST = 3.0
+"""Calls of up to so many ceilings need no such margin."""
+START_REQUESTS, START_FADES = 10.0, 150.0
+"""So many ceilings may be run ahead at the start, forgotten over so many requests: the first
+choices follow the dual price, not the accident of what a single call has cost."""
 BURST_REQUESTS = 50.0
 """Arms below a ceiling may run ahead of it by so many ceilings."""
 _NOISE_GUESS = 0.25  # answers are half as long or twice as long as expected, mostly
@@ -157,11 +164,13 @@ def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:
 def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
     """Return what the next request may be expected to cost under each per-request ceiling.
 
-    ``ceiling * requests so far, this one included - spent - what is held for calls in flight``;
-    infinite where the budget has no such ceiling. An arm that is expected to cost more must not
-    be chosen if it is above the ceiling (:func:`affordable`).
+    ``LINE * ceiling * requests so far, this one included - spent - what is held for calls in
+    flight``, and a little more at the start; infinite where the budget has no such ceiling. An arm
+    above the ceiling that is expected to cost more must not be chosen (:func:`affordable`).
     """
-    line = plan.per_request_usd * (pacing["requests"] + 1.0)
+    requests = pacing["requests"] + 1.0
+    start = START_REQUESTS * np.exp(-requests / START_FADES)
+    line = plan.per_request_usd * (LINE * requests + start)
     room = line - pacing["spent_usd"] - SAFETY * _open_deviation(pacing)
     return np.where(np.isnan(plan.per_request_usd), np.inf, room)
 
@@ -170,7 +179,7 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     """Return which arms one request may use under all per-request ceilings of its budgets.
 
     An arm dearer than a ceiling must be paid from what was saved: it fits if its expected cost,
-    with a margin for its own uncertainty, stays below the line ``ceiling * requests``. An arm
+    with a margin for its own uncertainty, stays below :func:`allowance_usd`. An arm
     below the ceiling brings the mean down: it may run ahead of the line by ``BURST_REQUESTS``
     ceilings, the stated burst, which true costs above expectation may have used. The cheapest
     arm is refused only if it is above the ceiling and would run further ahead.
@@ -189,7 +198,7 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     ceiling = np.where(np.isnan(plan.per_request_usd), np.inf, plan.per_request_usd)[:, None]
     finite = np.isfinite(cost_usd)
     cost = np.where(finite, cost_usd, 0.0)
-    own = SAFETY_OWN * np.sqrt(_noise(pacing))[:, None] * np.maximum(cost - ceiling, 0.0)
+    own = SAFETY_OWN * np.sqrt(_noise(pacing))[:, None] * np.maximum(cost - MODEST * ceiling, 0.0)
     saved = cost + own <= allowance_usd(pacing, plan)[:, None]
     after = pacing["spent_usd"][:, None] + cost
     ahead = after <= ceiling * (pacing["requests"][:, None] + 1.0 + BURST_REQUESTS)
