@@ -53,6 +53,7 @@ class Partition:
     _requests_next: int | None = None
     _checkpoints: int = 0
     _kept: Kept | None = None
+    _headers: dict[int, Headers] = field(default_factory=dict)
     _idle_at: tuple[int | None, Position] | None = None
     _checkpointing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -97,7 +98,6 @@ class Partition:
         intake = self.make_intake()
         incoming: list[Incoming] = []
         values = {}
-        headers: dict[int, Headers] = {}
         for record in records:
             try:
                 request = intake.request(
@@ -118,17 +118,14 @@ class Partition:
             incoming.append(request)
             values[record.offset] = record.value
             if record.headers:
-                headers[record.offset] = record.headers
+                self._headers[record.offset] = record.headers
         now_ms = max((record.timestamp for record in records), default=0)
-        conflicts = await self._decide(incoming, now_ms=now_ms, headers=headers)
+        conflicts = await self._decide(incoming, now_ms=now_ms)
         for request in conflicts:
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
 
-    async def _decide(
-        self, incoming: Sequence[Incoming], *, now_ms: int,
-        headers: Mapping[int, Headers] | None = None,
-    ) -> Sequence[Incoming]:  # fmt: skip
+    async def _decide(self, incoming: Sequence[Incoming], *, now_ms: int) -> Sequence[Incoming]:
         state = self.state
         decided = decide(state, incoming, now_ms=now_ms)
         self.metrics.count(self.number, decided, state)
@@ -150,8 +147,8 @@ class Partition:
                 ttl_ms=state.limits.reservation_ttl_ms,
             )
             passed = None
-            if headers:
-                passed = [headers.get(c.request.offset, ()) for c in decided.choices]
+            if self._headers:
+                passed = [self._headers.pop(c.request.offset, ()) for c in decided.choices]
             await self.decisions.send(
                 None,
                 values,
@@ -159,6 +156,8 @@ class Partition:
                 headers=passed,
                 first_offset=decided.first_offset,
             )
+        for request in (*decided.duplicates, *decided.conflicts):
+            self._headers.pop(request.offset, None)
         return decided.conflicts
 
     async def _refuse(self, topic: str, offset: int, value: bytes | None, verdict: Verdict) -> None:
