@@ -159,6 +159,7 @@ class Deployment:
     sinks: list[Program] = field(default_factory=list)
     _seen: dict[tuple[str, int], list[Placed]] = field(default_factory=lambda: defaultdict(list))
     _next: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    _declared: int = 0
     _number: Any = field(default_factory=itertools.count)
 
     # -- life
@@ -272,6 +273,7 @@ class Deployment:
         """Write catalog entries."""
         async with self.client() as client:
             await client.declare(entries)
+        self._declared = (await self.read_all(topics.CATALOG))[-1].offset + 1
 
     async def produce(
         self, records: Iterable[tuple[str, bytes | None, bytes | None] | Raw]
@@ -382,8 +384,6 @@ class Deployment:
 
     async def settled(self, *, timeout_s: float = 60.0) -> None:
         """Return when all partitions have decided what was sent before, by the present catalog."""
-        ends = await self.read_all(topics.CATALOG)
-        catalog = ends[-1].offset + 1
         for _ in range(200):
             number = time.monotonic_ns()
             probes = [
@@ -393,7 +393,7 @@ class Deployment:
             await self.send(*probes)
             decided = await self.wait_decided((p.request_id for p in probes), timeout_s=timeout_s)
             await self.report_probes(decided.values())
-            if all(d.offsets.catalog >= catalog for d in decided.values()):
+            if all(d.offsets.catalog >= self._declared for d in decided.values()):
                 return
         raise AssertionError("the workers never saw the catalog's end")
 
