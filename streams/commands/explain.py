@@ -13,7 +13,6 @@ from streams.commands.talking import Json, errors_told
 from streams.config import Config, ConfigError
 from streams.explain import explain, status
 from streams.trace import Trace
-from streams.tracing import SeveralRootsError, trace
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +33,9 @@ def register(app: typer.Typer) -> None:
 
         The exit code is 1 if there is no record of the request.
         """
+        # Only this command of the module's needs the ledger's libraries.
+        from streams.tracing import SeveralRootsError, trace
+
         kafka = kafka_of(ctx)
         root = None if budget is None else budget.partition("/")[0]
         url = _database_url(config_of(ctx))

@@ -21,13 +21,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line
 def errors_told(kafka: str) -> Iterator[None]:
     """Turn what a user can do something about into a message and exit code 2."""
     # The client logs what it then raises, a line for each attempt.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    client = logging.getLogger("aiokafka")
+    level = client.level
+    client.setLevel(logging.CRITICAL)
     try:
         yield
     except LogError as exc:
         fail(f"{exc}; `tollway topics` creates what is missing")
     except KafkaError as exc:
         fail(f"Kafka at {kafka} cannot be used: {exc}")
+    finally:
+        client.setLevel(level)
 
 
 async def need_topics(kafka: str) -> None:
