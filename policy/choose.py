@@ -24,12 +24,14 @@ WHY_NOT = (
     "latency",
     "cap",
     "ceiling",
+    "policy",
 )
 """Why an arm was not chosen, by code; the chosen arm has the empty word."""
 
-_SCORE, _UNPRICED, _UNDEPLOYED, _NOT_ALLOWED, _CAPABILITY, _CONTEXT, _LATENCY, _CAP, _CEILING = (
-    range(1, 10)
-)
+(
+    _SCORE, _UNPRICED, _UNDEPLOYED, _NOT_ALLOWED, _CAPABILITY, _CONTEXT, _LATENCY, _CAP, _CEILING,
+    _POLICY,
+) = range(1, len(WHY_NOT))  # fmt: skip
 OUTPUT_SHARE = 0.99
 """Share of answers that a lowered output cap must hold, by what the arm's answers have been."""
 _LATENCIES_MIN = 5
@@ -106,6 +108,9 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
     bound = _bounds(state, contexts)
     cost = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
     score = np.where(eligible, ranking.score, -np.inf)
+    barred = eligible & (score == -np.inf)
+    if barred.any():
+        eligible, why_not = eligible & ~barred, np.where(barred, _POLICY, why_not)
     rows = np.arange(len(batch))
     first = score.argmax(axis=1) if len(state.catalog.arms) else np.zeros(len(batch), np.int64)
     return Round(

@@ -122,10 +122,11 @@ class StageRoute(MeansPolicy):
             return self._shared(contexts, dual_price, eligible, deployed)
         open_ = eligible & deployed & ~self._full()
         ranking = self._inner.rank(contexts, dual_price=dual_price, eligible=open_)
+        score = np.where(open_, ranking.score, ranking.score - _BARRED)
         return Ranking(
             reward=np.where(deployed, ranking.reward, 0.0),
             cost_usd=ranking.cost_usd,
-            score=np.where(open_, ranking.score, ranking.score - _BARRED),
+            score=_bar(score, deployed, eligible),
             propensity=ranking.propensity,
             explored=ranking.explored,
         )
@@ -225,7 +226,7 @@ class StageRoute(MeansPolicy):
         return Ranking(
             reward=np.where(deployed, reward, 0.0),
             cost_usd=cost_usd,
-            score=score,
+            score=_bar(score, deployed, eligible),
             propensity=propensity,
             explored=(propensity.max(axis=1, initial=0.0) < 1.0) & eligible.any(axis=1),
         )
@@ -300,3 +301,13 @@ def _inner_settings(settings: Settings, inner: str) -> Settings:
     return Settings(
         policy=inner, dimensions=settings.dimensions, seed=settings.seed, options=options
     )
+
+
+def _bar(score: Floats, deployed: Bools, eligible: Bools) -> Floats:
+    """Return the scores with the arms barred that are not deployed, where one that is may be used.
+
+    A request that allows none of the deployed arms is not refused for it.
+    """
+    served = (eligible & deployed).any(axis=1, keepdims=True)
+    barred: Floats = np.where(served & ~deployed, -np.inf, score)
+    return barred

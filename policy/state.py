@@ -164,8 +164,10 @@ class State:
         ranking = self.policy.rank(
             contexts, dual_price=np.zeros(len(tokens)), eligible=np.ascontiguousarray(eligible)
         )
-        self.curve = spend_curve(ranking.reward, ranking.cost_usd, eligible)
-        self.curve_at = position
+        taken = eligible & (ranking.score > -np.inf)
+        if taken.any():
+            self.curve = spend_curve(ranking.reward, ranking.cost_usd, taken)
+            self.curve_at = position
 
     @property
     def clock_ms(self) -> int:

@@ -85,7 +85,7 @@ class Ranking:
         Expected dollars of the call; 0 where the arm has no price.
     score : ndarray, shape (n, k)
         Higher is better; the best arm that is eligible and fits its budgets is chosen. The dual
-        price is already in it.
+        price is already in it. Minus infinity bars an arm: it is not taken even if no other fits.
     propensity : ndarray, shape (n, k)
         Probability that this policy, in this state, would have put the arm first among the
         eligible ones. Rows sum to one where any arm is eligible.
