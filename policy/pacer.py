@@ -59,7 +59,7 @@ SAFETY_OWN = 5.0
 many cheaper calls that gain more from it."""
 MODEST = 3.0
 """Calls of up to so many ceilings need no such margin."""
-START_REQUESTS, START_FADES = 10.0, 150.0
+START_REQUESTS, START_FADES = 5.0, 50.0
 """So many ceilings may be run ahead at the start, forgotten over so many requests: the first
 choices follow the dual price, not the accident of what a single call has cost."""
 BURST_REQUESTS = 50.0
