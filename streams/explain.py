@@ -165,8 +165,15 @@ def _ledger(trace: Trace) -> Iterator[str]:
         yield f"{place}: the {conflict.part} does not count, {conflict.reason}"
     if trace.ledger_problem:
         yield f"the ledger could not be asked: {trace.ledger_problem}"
-    elif trace.decision is not None and trace.ledger_row is None:
+    elif trace.decision is not None and trace.ledger_row is None and not _is_contradicted(trace):
         yield "not booked yet: does `tollway sink` run?"
+
+
+def _is_contradicted(trace: Trace) -> bool:
+    """Return whether the ledger has read the decision and does not let it count."""
+    assert trace.decision is not None
+    places = {f"{c.topic}/{c.partition}/{c.offset}" for c in trace.conflicts}
+    return trace.decision.place in places
 
 
 def _records(trace: Trace) -> Iterator[str]:

@@ -290,6 +290,8 @@ def test_ledger_conflicts_and_problems_are_told() -> None:
     )
     assert "the reward does not count, other_reward" in words(make_trace(conflicts=[conflict]))
     assert "not booked yet" in words(make_trace())
+    refused = replace(conflict, topic=topics.DECISIONS, part="decision", reason="other_content")
+    assert "not booked yet" not in words(make_trace(conflicts=[refused]))
     problem = words(make_trace(ledger_problem="OperationalError"))
     assert "the ledger could not be asked: OperationalError" in problem
 
