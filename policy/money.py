@@ -15,6 +15,10 @@ PRICE_MAX = 10**10
 """Largest price: ten thousand dollars per million tokens; products with tokens fit 64 bits."""
 AMOUNT_MAX = 10**18
 """Largest amount in nano-dollars that a record may carry: one billion dollars."""
+BILL_MAX = 2 * 10**15
+"""Largest bill of one call, two million dollars: the most that reported usage can cost. Thousands
+of them in one budget's window still fit 64 bits."""
+INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

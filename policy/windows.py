@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from policy.money import INT64_MAX
 from policy.pages import Gate
 
 PANES = 60
@@ -76,7 +77,8 @@ class RewardWindows:
         pane[_ERRORS] += error
         if cost_nanousd is not None:
             pane[_CALLS] += 1
-            pane[_COST] += cost_nanousd
+            # For looking at, not for money: absurd bills must not pass what a page can hold.
+            pane[_COST] = min(pane[_COST] + cost_nanousd, INT64_MAX)
         if latency_ms is not None:
             pane[_LATENCIES] += 1
             pane[_LATENCY] += latency_ms

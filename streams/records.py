@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from policy.money import AMOUNT_MAX, PRICE_MAX, TOKENS_MAX
+from policy.money import AMOUNT_MAX, BILL_MAX, INT64_MAX, PRICE_MAX, TOKENS_MAX
 from streams.newer import known_part
 
 R = TypeVar("R", bound=Struct)
 
 SCHEMA = 1
-INT64_MAX = 2**63 - 1
 RECORD_BYTES_MAX = 1 << 18
 """A record larger than this is refused undecoded; a prompt that long belongs in a store."""
 
@@ -180,7 +179,7 @@ class Outcome(Record):
     request_id: Identifier
     decision_id: Identifier | None = None
     usage: Usage | None = None
-    cost_nanousd: NanoUsd | None = None
+    cost_nanousd: Annotated[int, Meta(ge=0, le=BILL_MAX)] | None = None
     reward: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     latency_ms: Annotated[int, Meta(ge=0, le=86_400_000)] | None = None
     error: Text | None = None
