@@ -213,5 +213,6 @@ def _learn(
             reward=reward,
             cost_nanousd=cost,
             output_tokens=None if cost is None else arrival.output_tokens,
+            price=None if cost is None else row.price(),
         )
     )
