@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,7 @@ class Deployment:
                 self.check()
                 if time.monotonic() > deadline:
                     raise AssertionError(f"no {what} within {timeout_s} s\n{self._log_tails()}")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
         finally:
             await reader.stop()
 
@@ -458,9 +459,21 @@ def effective(records: Iterable[Placed]) -> dict[str, Decision]:
     """Return the decision at the lowest offset for each request id."""
     found: dict[str, Decision] = {}
     for record in records:
-        decision = decode(Decision, record.value)
+        decision = decision_of(record)
         found.setdefault(decision.request_id, decision)
     return found
+
+
+def decision_of(record: Placed) -> Decision:
+    """Return the decision in a record."""
+    assert record.value is not None
+    return _decoded(record.value)
+
+
+@lru_cache(maxsize=50_000)
+def _decoded(value: bytes) -> Decision:
+    # Who waits looks at all decisions again and again.
+    return decode(Decision, value)
 
 
 def by_place(records: Iterable[Placed]) -> dict[tuple[str, int, int], list[DeadLetter]]:

@@ -1,0 +1,321 @@
+"""Workers killed, stopped and joined under load: every request is decided once, every cap holds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy.catalog import Catalog
+from policy.state import Limits, State
+from streams import topics
+from streams.embedded import KafkaServer, PostgresServer
+from streams.following import Follower
+from streams.intake import Intake
+from streams.log import LogReader
+from streams.metrics import Metrics
+from streams.opening import Opener
+from streams.partition import settle_record
+from streams.publisher import make_producer
+from streams.records import Outcome
+from tests.deployment import (
+    Deployment,
+    Placed,
+    answer,
+    budget_tree,
+    decision_of,
+    effective,
+    make_request,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
+
+ROOTS = [f"load-{n}" for n in range(6)]
+
+
+@dataclass
+class Load:
+    """Requests at a steady rate, and callers that answer the decisions they read."""
+
+    rig: Deployment
+    prefix: str
+    count: int
+    sent: list[str] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
+    chance: random.Random = field(default_factory=lambda: random.Random(7))
+
+    async def send(self) -> None:
+        """Send all requests, a twentieth of them twice."""
+        while len(self.sent) < self.count:
+            begin = len(self.sent)
+            names = [f"{self.prefix}-{n}" for n in range(begin, min(begin + 25, self.count))]
+            names += self.chance.sample(self.sent, min(len(self.sent), 1))
+            await self.rig.send(*(self.request(name) for name in names))
+            self.sent += [name for name in names if name not in self.sent]
+            await asyncio.sleep(0.1)
+
+    def request(self, name: str) -> Any:
+        number = int(name.rsplit("-", 1)[1])
+        path = "/team/a" if number % 3 else "/team/b"
+        return make_request(ROOTS[number % len(ROOTS)], name, path=path)
+
+    async def answer(self) -> None:
+        """Report outcomes: some twice, some with the reward apart."""
+        while True:
+            for name, decision in (await self.rig.decisions()).items():
+                if name in self.answered or decision.arm is None or "probe" in name:
+                    continue
+                self.answered.add(name)
+                whole, root = answer(decision), decision.budget.partition("/")[0]
+                parts = [whole]
+                if self.chance.random() < 0.2:
+                    parts = [
+                        Outcome(request_id=name, reward=whole.reward),
+                        Outcome(request_id=name, usage=whole.usage),
+                    ]
+                if self.chance.random() < 0.1:
+                    parts += parts
+                await self.rig.report(root, *parts)
+            await asyncio.sleep(0.1)
+
+    async def until(self, decided: int) -> None:
+        """Return when so many requests of this load are decided."""
+        mine = f"{self.prefix}-"
+
+        def enough(found: list[Placed]) -> bool:
+            return sum(name.startswith(mine) for name in effective(found)) >= decided
+
+        await self.rig.wait_records(
+            topics.DECISIONS, enough, what=f"{decided} decisions", timeout_s=120
+        )
+
+    async def finish(self) -> None:
+        """Return when every request is decided and every decision's outcome was sent."""
+        await self.until(self.count)
+        decided = await self.rig.decisions()
+        taken = {n for n, d in decided.items() if d.arm and n.startswith(f"{self.prefix}-")}
+        deadline = time.monotonic() + 60
+        while not taken <= self.answered:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def loaded(rig: Deployment, prefix: str, count: int) -> AsyncIterator[Load]:
+    """Run a load; on leaving all of it is decided and answered."""
+    load = Load(rig, prefix, count)
+    tasks = [asyncio.create_task(load.send()), asyncio.create_task(load.answer())]
+    try:
+        yield load
+        await tasks[0]
+        await load.finish()
+        assert not tasks[1].done(), tasks[1]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def broker(servers_root: Path) -> KafkaServer:
+    return KafkaServer(servers_root / "kafka-worker")
+
+
+@pytest.fixture(scope="module")
+def rig(
+    broker: KafkaServer, _session_postgres: PostgresServer, servers_root: Path
+) -> Iterator[Deployment]:
+    """Return a deployment whose broker and processes may be killed, with one worker."""
+    url = _session_postgres.create_database("rig")
+    result = Deployment(broker.start(), url, servers_root / "rig")
+    asyncio.run(result.create())
+    # Root 0 runs out of money, the others do not.
+    limits = [240_000_000, *[10**12] * (len(ROOTS) - 1)]
+    asyncio.run(result.declare(
+        entry for root, limit in zip(ROOTS, limits, strict=True)
+        for entry in budget_tree(root, limit, window="total", pacing="none")
+    ))  # fmt: skip
+    result.start_worker()
+    result.start_sink()
+    try:
+        asyncio.run(result.settled(timeout_s=120.0))
+        yield result
+    finally:
+        result.close()
+
+
+async def check_laws(rig: Deployment, load: Load) -> int:
+    """Check what every reader of the topics and of the ledger may rely on; return the copies."""
+    await rig.settled()
+    records = await rig.read_all(topics.DECISIONS)
+    copies = Counter(decision_of(r).request_id for r in records)
+    decided = effective(records)
+    assert {n for n in decided if n.startswith(f"{load.prefix}-")} == set(load.sent)
+    assert len(load.sent) == load.count
+    for record in records:
+        decision = decision_of(record)
+        assert decision.decision_id == decided[decision.request_id].decision_id
+        if decision.arm is not None:
+            for position in decision.budgets:
+                used = position.reserved_nanousd + position.settled_nanousd
+                assert used <= position.limit_nanousd, decision
+    report = await rig.verify()
+    assert report.ok, report.findings
+    assert report.overrun_nanousd == 0
+    for letters in (await rig.dead_letters()).values():
+        raise AssertionError(f"good input was refused: {letters}")
+    return sum(copies.values()) - len(copies)
+
+
+async def test_workers_killed_under_load_lose_and_double_nothing(rig: Deployment) -> None:
+    rig.start_worker()
+    async with loaded(rig, "kill", 360) as load:
+        for decided in (50, 130, 210):
+            await load.until(decided)
+            rig.restart(rig.workers[0])
+        rig.restart(rig.sinks[0])
+    await check_laws(rig, load)
+
+
+async def test_workers_come_and_go_under_load(rig: Deployment) -> None:
+    while len(rig.workers) > 1:
+        assert rig.stop(rig.workers[-1]) == 0
+    async with loaded(rig, "join", 300) as load:
+        await load.until(40)
+        rig.start_worker()
+        rig.start_worker()
+        await load.until(160)
+        assert rig.stop(rig.workers[0]) == 0
+        await load.until(220)
+        assert rig.stop(rig.workers[0]) == 0
+    await check_laws(rig, load)
+
+
+async def test_a_worker_stopped_in_good_order_leaves_nothing_to_do_again(rig: Deployment) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
+    before = await rig.read_all(topics.DECISIONS)
+    worker = rig.start_worker()
+    await rig.settled(timeout_s=120)
+    after = (await rig.read_all(topics.DECISIONS))[:]
+    old = {(r.partition, r.offset) for r in before}
+    names = effective(before)
+    new = [decision_of(r) for r in after if (r.partition, r.offset) not in old]
+    assert [d.request_id for d in new if d.request_id in names] == []
+    assert worker.metric("tollway_duplicate_requests_total") == 0
+    assert worker.metric("tollway_outcomes_total", effect="duplicate") == 0
+
+
+async def test_a_killed_broker_is_survived(rig: Deployment, broker: KafkaServer) -> None:
+    worker = rig.workers[0]
+    async with loaded(rig, "broker", 100) as load:
+        await load.until(100)
+    broker.kill()
+    assert broker.start() == rig.kafka
+    async with loaded(rig, "back", 100) as load:
+        pass
+    assert worker.process.poll() is None
+    await check_laws(rig, load)
+
+
+class Tables(dict[str, Any]):
+    """Tables as the changelogs tell them, or empty ones."""
+
+    @classmethod
+    async def read(cls, rig: Deployment) -> Tables:
+        """Return the tables that a worker would restore now."""
+        return cls({
+            name: Table(await rig.read_all(topics.changelog("tollway", name)))
+            for name in topics.TABLES
+        })  # fmt: skip
+
+    @classmethod
+    def empty(cls) -> Tables:
+        """Return tables without a value."""
+        return cls({name: Table([]) for name in topics.TABLES})
+
+
+class Table:
+    """One table's values by partition."""
+
+    def __init__(self, records: list[Placed]) -> None:
+        self._values: dict[int, dict[bytes, bytes]] = {}
+        for record in records:
+            values = self._values.setdefault(record.partition, {})
+            assert record.key is not None
+            if record.value is None:
+                values.pop(record.key, None)
+            else:
+                values[record.key] = record.value
+
+    def values(self, partition: int) -> dict[bytes, bytes]:
+        """Return the values of one partition."""
+        return dict(self._values.get(partition, {}))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._values.values()))
+
+
+async def recovered(rig: Deployment, tables: Tables) -> list[State]:
+    """Return the state of every partition as a worker would open it with these tables."""
+    follower, reader = Follower(rig.kafka), LogReader(rig.kafka)
+    producer = make_producer(rig.kafka)
+    services = (follower, reader, producer)
+    for service in services:
+        await service.start()
+
+    def intake(catalog: Catalog) -> Intake:
+        return Intake(catalog, None)
+
+    opener = Opener(
+        reader=reader, follower=follower, make_intake=intake, tables=tables, producer=producer,
+        partitions=rig.partitions, limits=Limits(), metrics=Metrics(), features=lambda: "given",
+    )  # fmt: skip
+    states = []
+    try:
+        for number in range(rig.partitions):
+            partition = await opener.open(number)
+            state = partition.state
+            # What came after the last decision, which a worker is given by its agent.
+            _, end = await reader.bounds(topics.OUTCOMES, number)
+            start = state.gate.position.outcomes
+            async for records in reader.read(topics.OUTCOMES, number, start, end):
+                for record in records:
+                    settle_record(state, intake(state.catalog), record)
+            states.append(state)
+        return states
+    finally:
+        for service in services:
+            await service.stop()
+
+
+async def test_the_topics_alone_give_the_state_of_the_tables(rig: Deployment) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
+    tables = await Tables.read(rig)
+    assert all(len(table) > 0 for table in tables.values())
+    pairs = zip(
+        await recovered(rig, tables), await recovered(rig, Tables.empty()), strict=True
+    )  # fmt: skip
+    for kept, folded in pairs:
+        assert kept.gate.position == folded.gate.position
+        assert kept.budgets.content() == folded.budgets.content()
+        assert kept.reservations.open_count == folded.reservations.open_count
+        assert len(kept.reservations) == len(folded.reservations)
+        arms = [arm.arm for arm in kept.catalog.arms]
+        for arm in arms:
+            assert kept.policy.dump(arm) == folded.policy.dump(arm), arm
+            assert kept.lengths_of(arm).dump() == folded.lengths_of(arm).dump(), arm
+        windows = sorted(kept.windows.keys())
+        assert windows == sorted(folded.windows.keys())
+        for arm, segment in windows:
+            page = f"{arm} {segment}"
+            assert kept.windows.dump_page(page) == folded.windows.dump_page(page)
