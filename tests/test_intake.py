@@ -1,0 +1,154 @@
+"""From bytes to what the core takes: one word of reason for each way to be wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.catalog import BudgetSpec, Catalog
+from policy.money import Price
+from policy.state import Incoming
+from policy.terms import Arm, Settings
+from streams.intake import Intake
+from streams.records import (
+    ArmEntry,
+    BadRecordError,
+    Decision,
+    Outcome,
+    Request,
+    decision_id,
+    decode,
+    decode_catalog,
+)
+
+CATALOG = (
+    Catalog(settings=Settings(dimensions=3))
+    .with_arm(Arm(arm="a", price=Price(version=1, input=1, output=1)))
+    .with_budget(BudgetSpec(budget="acme/key", limit_nanousd=1))
+)
+
+
+def raw(**fields: Any) -> bytes:
+    base = {"request_id": "r", "budget": "acme/key", "input_tokens": 1, "max_output_tokens": 2}
+    return json.dumps({**base, **fields}).encode()
+
+
+def take(value: bytes | None, *, key: bytes | None = b"acme", **more: Any) -> Incoming:
+    intake = Intake(CATALOG, more.pop("encode", None))
+    return intake.request(key, value, offset=5, at_ms=7, **more)
+
+
+def test_a_request_is_read_with_the_constant_as_its_last_feature() -> None:
+    request = take(raw(features=[0.5, -1, 2], arms=["a"], deadline_ms=9))
+    assert request.features.tolist() == [0.5, -1.0, 2.0, 1.0]
+    assert request.id.hex() == decision_id("acme", "r")
+    assert (request.offset, request.at_ms, request.deadline_ms) == (5, 7, 9)
+    assert request.arms == {"a"}
+
+
+def test_floats_in_base64_are_the_numbers() -> None:
+    packed = "AAAAPwAAgL8AAABA"  # 0.5, -1, 2
+    one, other = take(raw(features=[0.5, -1, 2])), take(raw(features_b64=packed))
+    assert one.features.tolist() == other.features.tolist()
+    assert one.id == other.id
+    assert one.request_print != other.request_print
+
+
+def test_a_prompt_becomes_features_by_the_catalogs_encoder() -> None:
+    def encode(texts: Any) -> Any:
+        return np.array([[len(text), 0.0, 0.0] for text in texts])
+
+    assert take(raw(prompt="four"), encode=encode).features.tolist() == [4.0, 0.0, 0.0, 1.0]
+    with pytest.raises(BadRecordError, match="encoder is none"):
+        take(raw(prompt="four"))
+
+
+def test_a_request_that_was_accepted_once_is_read_whatever_the_catalog_says_now() -> None:
+    value = raw(budget="acme/gone", features=[1, 2], arms=["gone"])
+    with pytest.raises(BadRecordError, match="unknown_budget"):
+        take(value)
+    assert take(value, known=True).features.tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        pytest.param(raw(features=[1, 2]), "feature_length", id="too-few"),
+        pytest.param(raw(features=[1, 2, 2e6]), "range", id="too-large"),
+        pytest.param(raw(features=[1, 2, 1e39]), "range", id="beyond-float32"),
+        pytest.param(raw(features_b64="AAAA"), "features", id="broken-float"),
+        pytest.param(raw(features_b64="!"), "features", id="no-base64"),
+        pytest.param(raw(), "features", id="none"),
+        pytest.param(raw(features=[1, 2, 3], prompt="x"), "features", id="two"),
+        pytest.param(raw(features=[1, 2, 3], arms=["b"]), "unknown_arm", id="arm"),
+        pytest.param(raw(features=[1, 2, 3], budget="acme"), "unknown_budget", id="budget"),
+        pytest.param(raw(features=[1, 2, 3], budget="acme//key"), "range", id="path"),
+        pytest.param(raw(features=[1, 2, 3], request_id="a b"), "range", id="id"),
+        pytest.param(raw(features=[1, 2, 3], request_id="r\n"), "range", id="id-newline"),
+        pytest.param(None, "empty", id="no-value"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_what_is_wrong_has_one_word(value: bytes | None, reason: str) -> None:
+    with pytest.raises(BadRecordError) as caught:
+        take(value)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("key", [b"other", b"", None, b"\xff", b"acme/key"])
+def test_the_key_is_the_budgets_root(key: bytes | None) -> None:
+    with pytest.raises(BadRecordError, match="wrong_key"):
+        take(raw(features=[1, 2, 3]), key=key)
+
+
+def test_a_newer_schema_is_read_without_what_is_new_at_any_depth() -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "audio_tokens": 5}
+    value = json.dumps({"v": 2, "request_id": "r", "usage": usage, "mood": {"a": [1]}})
+    outcome = decode(Outcome, value.encode())
+    assert outcome.usage is not None
+    assert (outcome.v, outcome.usage.completion_tokens) == (2, 4)
+    with pytest.raises(BadRecordError, match="unknown_field"):
+        decode(Outcome, value.replace('"v": 2', '"v": 1').encode())
+    entry = decode_catalog(b'{"v":2,"kind":"arm","arm":"x","mood":1}')
+    assert isinstance(entry, ArmEntry)
+    assert entry.arm == "x"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*Request.__struct_fields__, "usage", "kind"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(data=st.binary(max_size=60) | json_values.map(lambda v: json.dumps(v).encode()))
+def test_no_bytes_raise_anything_but_a_reason(data: bytes) -> None:
+    intake = Intake(CATALOG, None)
+    for read in (
+        lambda: intake.request(b"acme", data, offset=0, at_ms=0),
+        lambda: intake.outcome(b"acme", data, offset=0, at_ms=0),
+        lambda: decode_catalog(data),
+        lambda: decode(Decision, data),
+    ):
+        try:
+            read()
+        except BadRecordError as refused:
+            assert refused.reason.isidentifier()
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"v":2,"a":' * 100_000, b'{"a":"\xff"}'])
+def test_hostile_bytes_have_a_reason(data: bytes) -> None:
+    for kind in (Request, Outcome, Decision):
+        with pytest.raises(BadRecordError):
+            decode(kind, data)
+    with pytest.raises(BadRecordError):
+        decode_catalog(data)
