@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RESTARTS_MAX = 20
+RESTARTS_MAX = 5
 """Restarts of one process after which it is given up: something is wrong that a restart keeps."""
 PAUSE_S = 0.2
 """Waited before a restart, so that a process that falls at once does not take the machine."""

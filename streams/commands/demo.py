@@ -67,6 +67,7 @@ async def _demo(config: Config, *, fast: bool, keep: bool) -> bool:
     console.print("starting Kafka and Postgres; the first time downloads 45 MB", highlight=False)
     try:
         stage = await stages.prepare(config)
+        console.print(f"servers run after {time.monotonic() - began_s:.0f} s", highlight=False)
         with audience(console) as show:
             run = Run(
                 stage, FAST if fast else FULL, show,
@@ -74,7 +75,9 @@ async def _demo(config: Config, *, fast: bool, keep: bool) -> bool:
             )  # fmt: skip
             played = await run.play()
         console.print("checking every law against topics and ledger", highlight=False)
+        ended_s = time.monotonic()
         result = await conclude(stage, played, seed=SEED)
+        console.print(f"checked in {time.monotonic() - ended_s:.0f} s", highlight=False)
         print_result(console, result)
     except BaseException:
         keep = False

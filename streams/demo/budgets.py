@@ -88,8 +88,15 @@ def budget_entries(
 
 
 def knock_entries() -> Sequence[BudgetEntry]:
-    """Return the keys that are asked until the workers answer."""
+    """Return the keys that are asked until the workers answer, and the roots without money.
+
+    A root is declared before anything is decided below it, so that the path of a key never grows.
+    """
     return [
-        BudgetEntry(budget=f"{root}/{KNOCK}", limit_nanousd=0, window="total", pacing="none")
+        entry
         for root in roots()
+        for entry in (
+            BudgetEntry(budget=root, limit_nanousd=0, window="1s", pacing="none"),
+            BudgetEntry(budget=f"{root}/{KNOCK}", limit_nanousd=0, window="total", pacing="none"),
+        )
     ]

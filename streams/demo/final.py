@@ -84,7 +84,7 @@ def _tollway(played: Played, booked: Sequence[Booked]) -> Line:
     """Return the run's own line: a request that was rejected earned nothing."""
     reward = sum(call.reward for call in played.player.calls.values()) / len(played.schedule)
     spent = sum(row.gone_nanousd for row in booked) / NANO_PER_USD
-    return Line(name="Tollway", reward=reward, spent_usd=spent, note="learned from nothing")
+    return Line(name="Tollway", reward=reward, spent_usd=spent, note="learns as it goes")
 
 
 def _references(played: Played, seed: int) -> Sequence[Line]:

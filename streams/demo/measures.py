@@ -97,6 +97,7 @@ class Measures:
     in_flight: int = 0
     _sent: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, float] = field(default_factory=dict)
+    _newest: dict[str, float] = field(default_factory=dict)
     _recent: deque[tuple[float, str]] = field(default_factory=deque)
     _rewards: deque[tuple[float, str, float]] = field(default_factory=deque)
     _positions: dict[str, BudgetPosition] = field(default_factory=dict)
@@ -111,6 +112,8 @@ class Measures:
         sent_s = self._waiting.pop(decision.request_id, None)
         if sent_s is not None:
             self.latencies.append((sent_s, 1_000.0 * (at_s - sent_s)))
+            root = decision.budget.partition("/")[0]
+            self._newest[root] = max(sent_s, self.newest_decided_s(root))
         if decision.arm is None:
             self.rejected[decision.rejected or ""] += 1
         else:
@@ -139,9 +142,9 @@ class Measures:
         """Return how many requests have no decision yet."""
         return len(self._waiting)
 
-    def oldest_waiting_s(self, at_s: float) -> float:
-        """Return for how long the oldest request without a decision has waited."""
-        return at_s - next(iter(self._waiting.values()), at_s)
+    def newest_decided_s(self, root: str) -> float:
+        """Return when the newest request of a root was sent that has a decision."""
+        return self._newest.get(root, -1.0)
 
     def most_used(self, at_s: float) -> str:
         """Return the arm with the most traffic lately; the first arm before any."""

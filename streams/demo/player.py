@@ -72,6 +72,7 @@ class Player:
         self._columns = {arm: column for column, arm in enumerate(ARMS)}
         self.calls: dict[int, Call] = {}
         self.rejected: dict[int, str] = {}
+        self.latest: dict[str, str] = {}
         self.dropped_arm: str | None = None
         self.poison: list[Poison] = []
 
@@ -128,6 +129,7 @@ class Player:
         async for batch in self._decisions.batches():
             now_s = self._clock_s()
             for decision, _ in batch:
+                self.latest[decision.budget] = decision.request_id
                 if decision.request_id.startswith(_PREFIX):
                     self._measures.on_decision(decision, now_s)
                     self._call(int(decision.request_id.removeprefix(_PREFIX)), decision, now_s)

@@ -25,6 +25,7 @@ class Knocks:
         self._client = client
         self._numbers: Iterator[int] = itertools.count()
         self.sent: list[str] = []
+        self.last: dict[str, str] = {}
 
     async def send(self) -> None:
         """Send one to every root."""
@@ -40,6 +41,7 @@ class Knocks:
             )
             await self._client.send(request)
             self.sent.append(request.request_id)
+            self.last[request.budget] = request.request_id
         await self._client.flush()
 
     async def answered(self, kafka: str, *, catalog: int, timeout_s: float) -> None:

@@ -43,6 +43,9 @@ class World:
     money_usd: Floats
 
 
+RANDOM_NOTE = "costs more than there is"
+
+
 def make_world(
     schedule: Schedule, truth: Truth, prices: Ints, *, cut_s: float, drop_s: float,
     dropped_arm: str | None, run_nanousd: int,
@@ -99,7 +102,7 @@ def references(world: World, *, seed: int) -> list[Line]:
     names = ", ".join(dict.fromkeys(chosen.values()))
     return [
         _line(world, "cheapest arm", cheapest, ARMS[cheapest[0]]),
-        _line(world, "random arm", np.asarray(rng.integers(0, k, n), np.int64), "would cost what no budget has"),
+        _line(world, "random arm", np.asarray(rng.integers(0, k, n), np.int64), RANDOM_NOTE),
         _line(world, "best fixed arm that fits", fixed, names),
         _line(world, "oracle within the budgets", oracle, "knows every answer beforehand"),
     ]

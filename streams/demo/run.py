@@ -30,6 +30,7 @@ from streams.demo.plan import (
     arms_of,
     make_schedule,
     make_truth,
+    prior_rewards,
 )
 from streams.demo.player import Player
 from streams.demo.ready import Knocks
@@ -45,6 +46,7 @@ DRAIN_S = 45.0
 LEAD_MS = 1_500
 """The first window begins no sooner than this after its budgets were declared."""
 SEED = 2026
+EXPLORE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class Run:
         settings = stage.settings(expire_s=scale.expire_s, defer_ms=scale.defer_ms)
         async with Client(stage.kafka) as client:
             await self._declare(client, self._first_entries())
+            self._origin_s = self._clock_s()
             async with Supervisor(stage.home / "logs", settings) as supervisor:
                 for name in WORKERS:
                     await supervisor.start(name, "worker")
@@ -107,7 +110,7 @@ class Run:
                 knocks = Knocks(client)
                 with _told("the workers did not answer", stage):
                     await knocks.answered(stage.kafka, catalog=self._declared, timeout_s=READY_S)
-                self._show.say("two workers and the ledger sink run")
+                self._show.say(f"two workers answer {self.now_s():.0f} s after their start")
                 window_s, start_ms = first_window(self._clock_ms() + LEAD_MS, scale.window_s)
                 budgets = budget_entries(
                     run_nanousd=MEAN_NANOUSD * scale.requests,
@@ -127,7 +130,10 @@ class Run:
     def _first_entries(self) -> Sequence[CatalogEntry]:
         return [
             PolicyEntry(policy="pareto", dimensions=FEATURES, encoder="none", seed=SEED),
-            *(ArmEntry(arm=arm, explore=10) for arm in ARMS),
+            *(
+                ArmEntry(arm=arm, explore=EXPLORE, prior_reward=prior, prior_output_tokens=300)
+                for arm, prior in zip(ARMS, prior_rewards(self._recorded), strict=True)
+            ),
             *price_entries([(int(i), int(o)) for i, o in self._prices]),
             *knock_entries(),
         ]
@@ -197,11 +203,19 @@ class Run:
                     f"{len(played.schedule):,} requests in {played.schedule.duration_s:.0f} s, "
                     f"which are {self._scale.windows} windows of the budgets"
                 )
-                await failed(asyncio.gather(player.send(), played.story.tell()))
+                await failed(self._tell(played))
                 await failed(self._drain(played, ends))
         finally:
             await ends.stop()
             await player.stop()
+
+    async def _tell(self, played: Played) -> None:
+        """Send the requests while the story happens."""
+        with _told("the story did not end", self._stage):
+            async with asyncio.timeout(played.schedule.duration_s + DRAIN_S):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(played.player.send())
+                    group.create_task(played.story.tell())
 
     async def _watch(self, measures: Measures, supervisor: Supervisor, ends: TopicEnds) -> None:
         looked_s = -1e9
@@ -231,6 +245,8 @@ class Run:
                     await knocks.send()
                     await asyncio.sleep(0.3)
                 played.decided_s = self.now_s()
+                while any(player.latest.get(b) != last for b, last in knocks.last.items()):
+                    await asyncio.sleep(0.05)
                 await player.flush()
                 wanted = {
                     place: end for place, end in (await ends.read()).items()
@@ -262,12 +278,12 @@ def first_window(after_ms: int, lengths_s: Sequence[int]) -> tuple[int, int]:
 @contextlib.asynccontextmanager
 async def _running(
     *work: Coroutine[Any, Any, None],
-) -> AsyncIterator[Callable[[Coroutine[Any, Any, Any] | asyncio.Future[Any]], Any]]:
+) -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     """Run tasks beside the body; what it awaits through the given function ends if one fails."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
 
-    async def until_failed(awaited: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> Any:
-        main = asyncio.ensure_future(awaited)
+    async def until_failed(awaited: Coroutine[Any, Any, Any]) -> Any:
+        main = asyncio.create_task(awaited)
         try:
             await asyncio.wait([main, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
