@@ -38,6 +38,8 @@ class Budgets:
         self._gate = gate
         self._index: dict[str, int] = {}
         self._paths: dict[str, Path] = {}
+        self._named: dict[str, Path] = {}
+        self._pages: list[PageKey] = []
         self._specs: Mapping[str, BudgetSpec] = {}
         self.names: list[str] = []
         self.limit: list[int] = []
@@ -59,18 +61,25 @@ class Budgets:
             spec = self._specs.get(name)
             self.limit[index] = spec.limit_nanousd if spec else 0
 
-    def path(self, budget: str) -> Path | None:
-        """Return the indices of the declared budgets on this path; None if it is not declared."""
-        return self.known_path(budget) if budget in self._specs else None
-
-    def known_path(self, budget: str) -> Path:
-        """Return the path of a budget that was accepted once, even if it was since removed."""
+    def path(self, budget: str) -> Path:
+        """Return the budgets declared now on this path, root first; empty if itself is not."""
         found = self._paths.get(budget)
         if found is None:
-            parts = budget.split("/")
+            parts = budget.split("/") if budget in self._specs else []
             names = ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-            found = tuple(self._ensure(n) for n in names if n in self._index or n in self._specs)
+            found = tuple(self._ensure(name) for name in names if name in self._specs)
             self._paths[budget] = found
+        return found
+
+    def named(self, names: str) -> Path:
+        """Return the budgets with these names, separated by spaces, whatever is declared now.
+
+        A decision is settled on the budgets on which it was reserved, also when one was declared
+        or removed since.
+        """
+        found = self._named.get(names)
+        if found is None:
+            found = self._named[names] = tuple(self._ensure(name) for name in names.split())
         return found
 
     def _ensure(self, name: str) -> int:
@@ -91,6 +100,7 @@ class Budgets:
         self.window_start.append(-1)
         self.window_end.append(-1)
         self.paces.append(Pace())
+        self._pages.append(("budget", index // PAGE))
         return index
 
     def roll(self, path: Path, now_ms: int) -> None:
@@ -142,27 +152,28 @@ class Budgets:
         """Return what may be reserved once everything in flight has settled at nothing."""
         return min(self.limit[i] - self.settled[i] for i in path)
 
-    def reserve(self, path: Path, amount: int) -> None:
-        """Hold ``amount`` on every budget of the path; the caller has checked :meth:`free`."""
-        for index in path:
-            if self._gate.passes(_page(index)):
-                self.reserved[index] += amount
-
-    def charge(
+    def take(
         self,
         path: Path,
         *,
+        reserved: int,
         expected_nanousd: int,
         dual_price: Sequence[float],
         planned_usd: Sequence[float],
         now_ms: int,
     ) -> None:
-        """Tell the pacers that a request was decided; the last two are one per budget."""
+        """Hold what a decision reserves on every budget of the path, and tell the pacers of it.
+
+        The caller has checked :meth:`free`; the two sequences have one number per budget.
+        """
+        self.roll(path, now_ms)
+        expected_usd = expected_nanousd / NANO_PER_USD
         for index, price, planned in zip(path, dual_price, planned_usd, strict=True):
-            if self._gate.passes(_page(index)):
+            if self._gate.passes(self._pages[index]):
+                self.reserved[index] += reserved
                 charge(
                     self.paces[index],
-                    expected_usd=expected_nanousd / NANO_PER_USD,
+                    expected_usd=expected_usd,
                     now_ms=now_ms,
                     dual_price=price,
                     planned_usd=planned,
@@ -181,7 +192,7 @@ class Budgets:
         # A fold rolls where the log's time says so, wherever the live state rolled before.
         self.roll(path, now_ms)
         for index in path:
-            if decided_ms < self.window_start[index] or not self._gate.passes(_page(index)):
+            if decided_ms < self.window_start[index] or not self._gate.passes(self._pages[index]):
                 continue
             self._note(index)
             self.reserved[index] -= held
@@ -245,7 +256,3 @@ class Budgets:
             for index, (name, reserved, settled, start, end) in enumerate(columns)
             if name and start >= 0
         }
-
-
-def _page(index: int) -> PageKey:
-    return ("budget", index // PAGE)

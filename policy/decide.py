@@ -104,7 +104,7 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
     batch = [*_waiting(state, now_ms), *fresh]
     rolls = state.budgets.journal_length()
     for request in batch:
-        state.budgets.roll(state.budgets.known_path(request.budget), now_ms)
+        state.budgets.roll(state.budgets.path(request.budget), now_ms)
     rounds = make_round(state, batch, now_ms=now_ms)
     choices: list[Choice] = []
     released: list[tuple[Arrival, Verdict]] = []
@@ -143,51 +143,34 @@ def take(
     state: State, offset: int, choice: Choice, *, now_ms: int, expires_ms: int | None = None
 ) -> None:
     """Let a decision take effect: live from :func:`decide`, or folded from the log."""
-    request = choice.request
+    request, price = choice.request, choice.price
     state.gate.begin("decisions", offset)
-    path = state.budgets.known_path(request.budget)
-    state.budgets.roll(path, now_ms)
-    names = state.reservations
-    arm = NONE if choice.arm is None else names.arms.number(choice.arm)
-    price = choice.price or Price(version=0, input=0, output=1)
-    names.add(
-        offset,
-        Row(
-            used=1,
-            explored=choice.explored,
-            arm=arm,
-            segment=names.segments.number(request.segment),
-            budget=names.budgets.number(request.budget),
-            input_tokens=request.input_tokens,
-            id=request.id,
-            request_print=request.request_print,
-            usage_print=0,
-            reward_print=0,
-            usage_offset=NONE,
-            reward_offset=NONE,
-            error_offset=NONE,
-            expired_by=NONE,
-            reserved=choice.reserved_nanousd,
-            expected=choice.cost_nanousd,
-            decided_ms=now_ms,
-            expires_ms=expires_ms or now_ms + state.limits.reservation_ttl_ms,
-            price_version=price.version,
-            price_input=price.input,
-            price_output=price.output,
-            price_cached=NONE if price.cached is None else price.cached,
-        ),
-        request.features,
+    names = " ".join([position[0] for position in choice.budgets])
+    remembered = state.reservations
+    row = Row.decided(
+        explored=choice.explored,
+        arm=NONE if choice.arm is None else remembered.arms.number(choice.arm),
+        segment=remembered.segments.number(request.segment),
+        budgets=remembered.budgets.number(names),
+        input_tokens=request.input_tokens,
+        request=request.id,
+        request_print=request.request_print,
+        reserved=choice.reserved_nanousd,
+        expected=choice.cost_nanousd,
+        decided_ms=now_ms,
+        expires_ms=expires_ms or now_ms + state.limits.reservation_ttl_ms,
+        price=price,
     )
-    if choice.arm is not None:
-        state.budgets.reserve(path, choice.reserved_nanousd)
-        if state.gate.passes(("arm", choice.arm)):
-            features = request.features.astype(np.float64)
-            state.policy.decided(choice.arm, features, explored=choice.explored)
-    state.budgets.charge(
-        path,
+    remembered.add(offset, row, request.features)
+    if choice.arm is not None and state.gate.passes(("arm", choice.arm)):
+        features = request.features.astype(np.float64)
+        state.policy.decided(choice.arm, features, explored=choice.explored)
+    state.budgets.take(
+        state.budgets.named(names),
+        reserved=choice.reserved_nanousd,
         expected_nanousd=choice.cost_nanousd,
-        dual_price=[b[5] for b in choice.budgets],
-        planned_usd=[b[6] for b in choice.budgets],
+        dual_price=[position[5] for position in choice.budgets],
+        planned_usd=[position[6] for position in choice.budgets],
         now_ms=now_ms,
     )
     state.remember_context(request.features, request.input_tokens, request.max_output_tokens)
@@ -259,6 +242,8 @@ def _decide_one(
     """Return the choice for one request, or None if it is to wait for money in flight."""
     if request.deadline_ms is not None and now_ms > request.deadline_ms:
         return _reject(state, rounds, row, request, "deadline")
+    if not rounds.paths[row]:
+        return _reject(state, rounds, row, request, "unknown_budget")
     if not rounds.any_eligible[row]:
         return _reject(state, rounds, row, request, "no_arm")
     patient = now_ms < request.at_ms + state.limits.defer_ms

@@ -99,13 +99,17 @@ def charge(
     there (``SpendCurve.cost_at``; 0 for a rejected one): from their ratio the pacer learns how
     this budget's requests differ from those of the curve.
     """
-    memory = pace.memory_ms or MEMORY_MS
     if pace.first_ms == 0:
         pace.first_ms = pace.seen_ms = max(now_ms, 1)
-    since = max(now_ms - pace.seen_ms, 0)
-    pace.count_slow = pace.count_slow * math.exp(-since / memory) + 1.0
-    pace.count_fast = pace.count_fast * math.exp(-since * FAST / memory) + 1.0
-    pace.seen_ms = max(now_ms, pace.seen_ms)
+    since = now_ms - pace.seen_ms
+    # The requests of a batch share their time: most often nothing has decayed.
+    if since > 0:
+        memory = pace.memory_ms or MEMORY_MS
+        pace.count_slow *= math.exp(-since / memory)
+        pace.count_fast *= math.exp(-since * FAST / memory)
+        pace.seen_ms = now_ms
+    pace.count_slow += 1.0
+    pace.count_fast += 1.0
     pace.total += 1
     pace.requests += 1.0
     pace.spent_usd += expected_usd

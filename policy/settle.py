@@ -67,9 +67,9 @@ def expire(state: State, now_ms: int, *, cause: int) -> list[int]:
 
 def _spend_expired(state: State, row: Row, now_ms: int) -> None:
     """Count a whole reservation as spent, until feedback trues it up."""
-    budget = state.reservations.budgets.texts[row.budget]
+    budgets = state.reservations.budgets.texts[row.budgets]
     state.budgets.settle(
-        state.budgets.known_path(budget),
+        state.budgets.named(budgets),
         decided_ms=row.decided_ms,
         held=row.reserved,
         spent=row.reserved,
@@ -77,7 +77,7 @@ def _spend_expired(state: State, row: Row, now_ms: int) -> None:
         expected_nanousd=row.expected,
         now_ms=now_ms,
     )
-    state.freed.add(budget)
+    state.freed.add(budgets.rpartition(" ")[2])
 
 
 def release_parked(state: State, id_: bytes) -> list[tuple[Arrival, Verdict]]:
@@ -172,9 +172,9 @@ def _spend(state: State, row: Row, arrival: Arrival) -> int:
     # Expired before this record, and not by it: then all of the reservation is spent already.
     expired = row.expired_by != NONE
     held, charged = (0, row.reserved) if expired else (row.reserved, 0)
-    budget = state.reservations.budgets.texts[row.budget]
+    budgets = state.reservations.budgets.texts[row.budgets]
     state.budgets.settle(
-        state.budgets.known_path(budget),
+        state.budgets.named(budgets),
         decided_ms=row.decided_ms,
         held=held,
         spent=cost - charged,
@@ -182,7 +182,7 @@ def _spend(state: State, row: Row, arrival: Arrival) -> int:
         expected_nanousd=0 if expired else row.expected,
         now_ms=state.clock_ms,
     )
-    state.freed.add(budget)
+    state.freed.add(budgets.rpartition(" ")[2])
     return cost
 
 

@@ -19,7 +19,7 @@ TABLE_OF = {
     "reservation": "reservations",
 }
 """The table of each kind of page."""
-FORMAT = 1
+FORMAT = 2
 """Of the pages. Pages of another format are left alone: the state comes from the topics then."""
 
 

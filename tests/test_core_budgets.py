@@ -26,6 +26,11 @@ def budgets(**specs: tuple[int, str]) -> Budgets:
     return result
 
 
+def hold(found: Budgets, path: tuple[int, ...], reserved: int) -> None:
+    found.take(path, reserved=reserved, expected_nanousd=reserved, dual_price=[0.0] * len(path),
+               planned_usd=[0.0] * len(path), now_ms=NOW)  # fmt: skip
+
+
 def settle(found: Budgets, path: tuple[int, ...], *, held: int, spent: int, decided_ms: int,
            now_ms: int) -> None:  # fmt: skip
     found.settle(path, decided_ms=decided_ms, held=held, spent=spent, delta_nanousd=0,
@@ -34,18 +39,16 @@ def settle(found: Budgets, path: tuple[int, ...], *, held: int, spent: int, deci
 
 def test_only_a_declared_budget_has_a_path_and_undeclared_parents_are_left_out() -> None:
     found = budgets(acme=(10, "day"), acme_team_key=(5, "day"))
-    assert found.path("acme/team") is None
+    assert found.path("acme/team") == ()
     path = found.path("acme/team/key")
-    assert path is not None
     assert [found.names[i] for i in path] == ["acme", "acme/team/key"]
 
 
 def test_free_is_the_least_of_the_path_and_ultimate_what_settling_may_give_back() -> None:
     found = budgets(acme=(100, "total"), acme_key=(30, "total"))
     path = found.path("acme/key")
-    assert path is not None
     found.roll(path, NOW)
-    found.reserve(path, 20)
+    hold(found, path, 20)
     assert (found.free(path), found.ultimate(path)) == (10, 30)
     settle(found, path, held=20, spent=7, decided_ms=NOW, now_ms=NOW)
     assert (found.free(path), found.ultimate(path)) == (23, 23)
@@ -69,10 +72,9 @@ def test_a_new_window_begins_with_nothing_reserved_or_settled(
 ) -> None:
     found = budgets(acme=(100, window))
     path = found.path("acme")
-    assert path is not None
     start = NOW - NOW % DAY
-    found.roll(path, start)
-    found.reserve(path, 40)
+    found.take(path, reserved=40, expected_nanousd=40, dual_price=[0.0], planned_usd=[0.0],
+               now_ms=start)  # fmt: skip
     found.roll(path, start + after_ms)
     assert found.reserved == ([0] if rolled else [40])
     settle(found, path, held=40, spent=40, decided_ms=start, now_ms=start + after_ms)
@@ -83,11 +85,10 @@ def test_a_new_window_begins_with_nothing_reserved_or_settled(
 def test_a_removed_budget_has_no_money_left_and_keeps_what_was_spent() -> None:
     found = budgets(acme=(100, "total"))
     path = found.path("acme")
-    assert path is not None
     found.roll(path, NOW)
-    found.reserve(path, 40)
+    hold(found, path, 40)
     found.set_catalog(Catalog())
-    assert found.path("acme") is None
+    assert found.path("acme") == ()
     assert found.free(path) == -40
     settle(found, path, held=40, spent=15, decided_ms=NOW, now_ms=NOW)
     assert found.settled == [15]
@@ -96,9 +97,8 @@ def test_a_removed_budget_has_no_money_left_and_keeps_what_was_spent() -> None:
 def test_a_lowered_limit_leaves_nothing_free_and_refuses_nothing_already_held() -> None:
     found = budgets(acme=(100, "total"))
     path = found.path("acme")
-    assert path is not None
     found.roll(path, NOW)
-    found.reserve(path, 80)
+    hold(found, path, 80)
     found.set_catalog(Catalog().with_budget(BudgetSpec(budget="acme", limit_nanousd=50)))
     assert (found.free(path), found.reserved) == (-30, [80])
 
@@ -120,9 +120,8 @@ def test_pages_give_back_what_was_put_in(steps: list[tuple[int, int, int]]) -> N
     found.set_catalog(catalog)
     for number, reserved, spent in steps:
         path = found.path(f"b{number}")
-        assert path is not None
         found.roll(path, NOW)
-        found.reserve(path, reserved)
+        hold(found, path, reserved)
         settle(found, path, held=reserved, spent=spent, decided_ms=NOW, now_ms=NOW)
     other = Budgets(Gate.new())
     other.set_catalog(catalog)

@@ -35,7 +35,7 @@ def cost(output: int) -> int:
 def used(machine: Machine) -> tuple[int, int]:
     """Return what the root has reserved and settled, having checked the path agrees."""
     budgets = machine.state.budgets
-    path = budgets.known_path("acme/team/a")
+    path = budgets.path("acme/team/a")
     (found,) = {(budgets.reserved[i], budgets.settled[i]) for i in path}
     return found
 
@@ -183,3 +183,36 @@ def test_absurd_bills_survive_a_checkpoint() -> None:
     machine.flush()
     machine.crash()
     assert machine.content() == live
+
+
+def test_a_budget_that_is_declared_while_a_call_is_in_flight_is_not_touched_by_it() -> None:
+    machine = Machine(catalog(limit=10**9))
+    declared = machine.catalog.without_budget("acme/team")
+    machine.state.set_catalog(declared)
+    machine.decide([incoming(1, at_ms=NOW, offset=0)], now_ms=NOW)
+    machine.state.set_catalog(catalog(limit=10**9))
+    machine.decide([incoming(2, at_ms=NOW, offset=1)], now_ms=NOW)
+    budgets = machine.state.budgets
+    held = {name: budgets.reserved[i] for i, name in enumerate(budgets.names)}
+    bound = machine.decisions[0].choice.reserved_nanousd
+    assert held == {"acme": 2 * bound, "acme/team/a": 2 * bound, "acme/team": bound}
+    machine.settle(id=digest(1), at_ms=NOW, input_tokens=50, output_tokens=1, usage_print=1)
+    machine.settle(id=digest(2), at_ms=NOW, input_tokens=50, output_tokens=1, usage_print=1)
+    assert budgets.reserved == [0, 0, 0]
+    live = machine.content()
+    machine.catalog = catalog(limit=10**9)
+    machine.crash()
+    assert machine.content() == live
+
+
+def test_a_waiting_request_whose_budget_is_removed_is_rejected() -> None:
+    machine = Machine(catalog(limit=60_000, paced=False))
+    small = frozenset({"small"})
+    first = machine.decide(
+        [incoming(n, at_ms=NOW, offset=n, arms=small) for n in range(4)], now_ms=NOW
+    )
+    assert machine.state.waiting
+    machine.state.set_catalog(machine.catalog.without_budget("acme/team/a"))
+    later = machine.decide([], now_ms=NOW + 1)
+    assert [c.rejected for c in later.choices] == ["unknown_budget"] * (4 - len(first.choices))
+    assert not machine.state.waiting
