@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TOLLWAY = (sys.executable, "-m", "streams")
 RESTARTS_MAX = 5
 """Restarts of one process after which it is given up: something is wrong that a restart keeps."""
 PAUSE_S = 0.2
@@ -40,7 +41,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs ``python -m streams <arguments>`` once for each child.
+    """Runs ``tollway <arguments>``, one process for each child.
 
     ``async with Supervisor(folder, settings) as supervisor: ...`` stops all of them at the end.
     A child that exits with 70 (a worker that must begin anew) or is killed by a signal is started
@@ -52,10 +53,15 @@ class Supervisor:
         Of the logs, one file a child.
     settings : mapping
         ``TOLLWAY_*`` for the children, besides the environment that they inherit.
+    command : sequence of str
+        What the arguments of a child are appended to.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *, command: Sequence[str] = TOLLWAY
+    ) -> None:
         self._folder = folder
+        self._command = command
         self._settings = dict(settings)
         self._watching: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -93,15 +99,12 @@ class Supervisor:
     async def stop(self, *, timeout_s: float = 20.0) -> None:
         """Ask every process to end with SIGTERM, kill those that do not, and wait for all."""
         self._stopping = True
-        running = list(self._running())
-        for process in running:
+        for process in self._running():
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*self._watching)
-        except TimeoutError:
-            pass
+            if self._watching:
+                await asyncio.wait(self._watching, timeout=timeout_s)
         finally:
             for process in self._running():
                 with suppress(ProcessLookupError):
@@ -116,9 +119,7 @@ class Supervisor:
     async def _spawn(self, child: Child) -> None:
         with child.log.open("ab") as output:
             child.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "streams",
+                *self._command,
                 *child.arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
