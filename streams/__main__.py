@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": "demo",
     "replay": "replay",
     "evaluate": "evaluate",
+    "asyncapi": "records",
     "bench": "bench",
 }
 """Commands, and the module of ``streams.commands`` that adds each in its ``register(app)``."""
