@@ -146,11 +146,11 @@ class Budgets:
 
     def free(self, path: Path) -> int:
         """Return what may be reserved on the path now."""
-        return min(self.limit[i] - self.reserved[i] - self.settled[i] for i in path)
+        return min([self.limit[i] - self.reserved[i] - self.settled[i] for i in path])
 
     def ultimate(self, path: Path) -> int:
         """Return what may be reserved once everything in flight has settled at nothing."""
-        return min(self.limit[i] - self.settled[i] for i in path)
+        return min([self.limit[i] - self.settled[i] for i in path])
 
     def take(
         self,

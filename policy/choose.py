@@ -142,7 +142,7 @@ def reserve_best(
     another takes a lower output cap, or the next arm, if that fits now.
     """
     path = rounds.paths[row]
-    free, ultimate = state.budgets.free(path), state.budgets.ultimate(path)
+    free = state.budgets.free(path)
     bound = rounds.first_bound[row]
     if bound <= free and rounds.ceilinged.isdisjoint(path):
         return Found(
@@ -150,6 +150,7 @@ def reserve_best(
             reserved_nanousd=bound,
             max_output_tokens=request.max_output_tokens,
         )
+    ultimate = state.budgets.ultimate(path)
     why_not = rounds.why_not[row].tolist()
     within = _within_ceilings(state, rounds, row, path)
     rejected = "over_ceiling"

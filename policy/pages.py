@@ -69,9 +69,10 @@ class Gate:
         """Note that everything below ``next_offset`` of a log is now contained in the state."""
         decisions, outcomes, clock_ms = self.position
         if log == "decisions":
-            self.position = Position(max(decisions, next_offset), outcomes, clock_ms)
-        else:
-            self.position = Position(decisions, max(outcomes, next_offset), clock_ms)
+            if next_offset > decisions:
+                self.position = Position(next_offset, outcomes, clock_ms)
+        elif next_offset > outcomes:
+            self.position = Position(decisions, next_offset, clock_ms)
 
     def tick(self, clock_ms: int) -> None:
         """Let the clock go on; it never goes back."""

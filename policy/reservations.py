@@ -8,7 +8,6 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +23,7 @@ REMEMBERED = 1 << 18
 """Decisions of one partition that are remembered at least; older requests are unknown."""
 
 NONE = -1
+_NEVER_MS = 1 << 62
 ROW_DTYPE = np.dtype(
     [
         ("used", "u1"),
@@ -136,6 +136,7 @@ class Reservations:
         self._features: dict[int, NDArray[np.float32]] = {}
         self._offsets: dict[bytes, int] = {}
         self._scan = 0
+        self._alarm_ms = 0
         self.arms, self.budgets, self.segments = Names(), Names(), Names()
         self.open_count = 0
 
@@ -167,6 +168,7 @@ class Reservations:
         rows[offset % SEGMENT] = row
         self._features[number][offset % SEGMENT] = features
         self._offsets[row.id] = offset
+        self._alarm_ms = min(self._alarm_ms, row.expires_ms)
         self.open_count += row.is_open
 
     def update(self, offset: int, row: Row, **fields: Any) -> None:
@@ -178,34 +180,39 @@ class Reservations:
             rows[name][place] = value
         self.open_count += row._replace(**fields).is_open - row.is_open
 
-    def due(self, now_ms: int) -> Iterator[int]:
-        """Yield the offsets of open reservations that have expired before ``now_ms``, in order.
+    def due(self, now_ms: int) -> list[int]:
+        """Return the offsets of open reservations that have expired before ``now_ms``, in order.
 
-        Reservations expire in the order of their decisions: one with a shorter life than those
-        before it waits for them.
+        Each is returned once; the caller marks them. Reservations expire in the order of their
+        decisions: one with a shorter life than those before it waits for them.
         """
-        end = (max(self._rows) + 1) * SEGMENT if self._rows else 0
-        self._scan = max(self._scan, min(self._rows, default=0) * SEGMENT)
-        while self._scan < end:
-            number, place = divmod(self._scan, SEGMENT)
-            rows = self._rows.get(number)
-            if rows is None:
-                self._scan = (number + 1) * SEGMENT
+        # Asked at every record, and nothing is due almost every time.
+        if now_ms <= self._alarm_ms:
+            return []
+        found: list[int] = []
+        for number in sorted(self._rows):
+            start = self._scan - number * SEGMENT
+            if start >= SEGMENT:
                 continue
-            if rows["used"][place]:
-                if now_ms <= rows["expires_ms"][place]:
-                    return
+            rows = self._rows[number]
+            for place in np.flatnonzero(rows["used"][max(start, 0) :]) + max(start, 0):
+                self._scan = number * SEGMENT + int(place)
+                expires_ms = int(rows["expires_ms"][place])
+                if now_ms <= expires_ms:
+                    self._alarm_ms = expires_ms
+                    return found
                 if self.row(self._scan).is_open:
-                    yield self._scan
-            elif not rows["used"][place:].any() and number == max(self._rows):
-                return
-            self._scan += 1
+                    found.append(self._scan)
+                self._scan += 1
+        self._alarm_ms = _NEVER_MS
+        return found
 
     def revive(self, offsets: list[int]) -> None:
         """Take the expiry of these reservations back, as if :meth:`due` had not been asked."""
         for offset in offsets:
             self.update(offset, self.row(offset), expired_by=NONE)
             self._scan = min(self._scan, offset)
+        self._alarm_ms = 0
 
     def forget(self) -> list[PageKey]:
         """Drop the oldest segments beyond ``REMEMBERED`` that hold nothing open; return them."""
@@ -250,6 +257,7 @@ class Reservations:
 
     def load_page(self, number: int, data: bytes) -> None:
         """Put a segment back."""
+        self._alarm_ms = 0
         places, raw, features, arms, budgets, segments = msgspec.msgpack.decode(data)
         at = np.frombuffer(places, "<u2")
         loaded = np.frombuffer(raw, ROW_DTYPE).copy()

@@ -57,7 +57,7 @@ def expire(state: State, now_ms: int, *, cause: int) -> list[int]:
     # While a log is folded: rows that a later page already shows as expired by this record.
     for offset in state.redo.get(cause, ()):
         _spend_expired(state, state.reservations.row(offset), now_ms)
-    due = list(state.reservations.due(now_ms))
+    due = state.reservations.due(now_ms)
     for offset in due:
         row = state.reservations.row(offset)
         _spend_expired(state, row, now_ms)
