@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from policy.catalog import Catalog
 from policy.state import Limits, State
 from streams import topics
 from streams.embedded import KafkaServer, PostgresServer
+from streams.faust_batches import EXIT_CODE
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogReader
@@ -196,6 +198,23 @@ async def test_workers_come_and_go_under_load(rig: Deployment) -> None:
         assert rig.stop(rig.workers[0]) == 0
         await load.until(220)
         assert rig.stop(rig.workers[0]) == 0
+    await check_laws(rig, load)
+
+
+async def test_a_worker_asleep_for_longer_than_its_session_does_no_harm(rig: Deployment) -> None:
+    sleeper = rig.workers.pop()
+    rig.start_worker()
+    try:
+        async with loaded(rig, "sleep", 200) as load:
+            await load.until(20)
+            sleeper.process.send_signal(signal.SIGSTOP)
+            # Whatever it owned is decided by the other once its session is over.
+            await load.until(200)
+            sleeper.process.send_signal(signal.SIGCONT)
+        # It may find that another has written to its partitions, and then it ends itself.
+        assert sleeper.stop() in (0, EXIT_CODE)
+    finally:
+        sleeper.kill()
     await check_laws(rig, load)
 
 
