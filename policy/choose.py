@@ -7,35 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy import eligibility
 from policy.budgets import Path
 from policy.money import NANO_PER_USD, Price, bound_nanousd
 from policy.pacer import affordable, dual_price, pacing_of
 from policy.state import Incoming, State
 from policy.terms import Bools, Contexts, Floats, Ints
 
-WHY_NOT = (
-    "",
-    "score",
-    "unpriced",
-    "undeployed",
-    "not_allowed",
-    "capability",
-    "context",
-    "latency",
-    "cap",
-    "ceiling",
-    "policy",
-)
-"""Why an arm was not chosen, by code; the chosen arm has the empty word."""
-
-(
-    _SCORE, _UNPRICED, _UNDEPLOYED, _NOT_ALLOWED, _CAPABILITY, _CONTEXT, _LATENCY, _CAP, _CEILING,
-    _POLICY,
-) = range(1, len(WHY_NOT))  # fmt: skip
 OUTPUT_SHARE = 0.95
 """Share of answers that a lowered output cap must hold, by what the arm's answers have been: the
 last calls of a budget are cut short once in twenty, for three percent more of it that is used."""
-_LATENCIES_MIN = 5
 _UNSEEN_MULTIPLE = 3
 
 
@@ -47,7 +28,7 @@ class Round:
     ----------
     eligible : ndarray of bool, shape (n, k)
     why_not : ndarray of int8, shape (n, k)
-        Code into :data:`WHY_NOT`; ``score`` where eligible.
+        Code into :data:`policy.eligibility.WHY_NOT`; ``score`` where eligible.
     uniform_why : bool
         Whether all rows of it are alike.
     reward, score, propensity : ndarray, shape (n, k)
@@ -102,7 +83,7 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
     paths = [state.budgets.path(r.budget) for r in batch]
     if batch:
         state.refresh_curve(contexts)
-    eligible, why_not = _eligibility(state, batch, contexts, now_ms=now_ms)
+    eligible, why_not = eligibility.judge(state, batch, contexts, now_ms=now_ms)
     budget_price, ceilinged = _budget_prices(state, paths, now_ms=now_ms)
     price = np.array([max((budget_price[i][0] for i in path), default=0.0) for path in paths])
     ranking = state.policy.rank(contexts, dual_price=price, eligible=eligible)
@@ -111,7 +92,7 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
     score = np.where(eligible, ranking.score, -np.inf)
     barred = eligible & (score == -np.inf)
     if barred.any():
-        eligible, why_not = eligible & ~barred, np.where(barred, _POLICY, why_not)
+        eligible, why_not = eligible & ~barred, np.where(barred, eligibility.POLICY, why_not)
     rows = np.arange(len(batch))
     first = score.argmax(axis=1) if len(state.catalog.arms) else np.zeros(len(batch), np.int64)
     return Round(
@@ -158,13 +139,13 @@ def reserve_best(
         if not rounds.eligible[row, column]:
             break
         if not within[column]:
-            why_not[column] = _CEILING
+            why_not[column] = eligibility.CEILING
             continue
         bound = int(rounds.bound_nanousd[row, column])
         if bound <= free:
             return _found(request, column, bound, why_not=why_not)
         need = _least_bound(state, rounds, row, column, request)
-        why_not[column] = _CAP
+        why_not[column] = eligibility.CAP
         if need > ultimate:
             if rejected != "budget_busy":
                 rejected = "budget_exhausted"
@@ -218,47 +199,6 @@ def _bounds(state: State, contexts: Contexts) -> Ints:
     thousandths = np.multiply.outer(contexts.input_tokens, np.array(dearest, np.int64))
     thousandths += np.multiply.outer(contexts.max_output_tokens, np.array(output, np.int64))
     return -(-thousandths // 1_000)
-
-
-def _eligibility(
-    state: State, batch: Sequence[Incoming], contexts: Contexts, *, now_ms: int
-) -> tuple[Bools, Ints]:
-    arms = state.catalog.arms
-    base = np.full(len(arms), _SCORE, np.int8)
-    for column, arm in enumerate(arms):
-        if not arm.deployed:
-            base[column] = _UNDEPLOYED
-        elif arm.price is None:
-            base[column] = _UNPRICED
-    why = np.repeat(base[None, :], len(batch), axis=0).astype(np.int64)
-    limits = np.array(
-        [np.iinfo(np.int64).max if a.context_tokens_max is None else a.context_tokens_max
-         for a in arms], np.int64
-    )  # fmt: skip
-    tokens = contexts.input_tokens + contexts.max_output_tokens
-    why[(tokens[:, None] > limits) & (why == _SCORE)] = _CONTEXT
-    for row, request in enumerate(batch):
-        if request.arms is None and not request.capabilities and request.latency_ms_max is None:
-            continue
-        for column in range(len(arms)):
-            if why[row, column] == _SCORE:
-                why[row, column] = _constraint(state, request, column, now_ms=now_ms)
-    return why == _SCORE, why
-
-
-def _constraint(state: State, request: Incoming, column: int, *, now_ms: int) -> int:
-    arm = state.catalog.arms[column]
-    if request.arms is not None and arm.arm not in request.arms:
-        return _NOT_ALLOWED
-    if not request.capabilities <= arm.capabilities:
-        return _CAPABILITY
-    if request.latency_ms_max is not None:
-        window = state.windows.read(arm.arm, now_ms=now_ms)
-        # An arm of unknown speed is tried: otherwise nothing would ever be known of it.
-        slow = (window.latency_ms_mean or 0.0) > request.latency_ms_max
-        if slow and window.calls >= _LATENCIES_MIN:
-            return _LATENCY
-    return _SCORE
 
 
 def _budget_prices(

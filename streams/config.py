@@ -16,7 +16,7 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_SESSION_TIMEOUT_S": "seconds until a silent worker loses its partitions; default 10",
     "TOLLWAY_CHECKPOINT_MS": "how often dirty state is written to the tables; default 1000",
     "TOLLWAY_RESERVATION_TTL_S": "seconds until a reservation expires as spent; default 600",
-    "TOLLWAY_DEFER_MS": "how long a request waits for its best arm and full output cap; default 30000",
+    "TOLLWAY_DEFER_MS": "how long a request waits for its best arm and full cap; default 30000",
     "TOLLWAY_METRICS_PORT": "port of the worker's Prometheus page on 127.0.0.1; default 0: none",
     "TOLLWAY_LOG_LEVEL": "debug, info, warning or error; default info",
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from policy.choose import WHY_NOT
 from policy.decide import Choice, Decided
+from policy.eligibility import WHY_NOT
 from streams.records import (
     SCHEMA,
     Decision,
