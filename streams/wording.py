@@ -55,6 +55,7 @@ _WHY_NOT: Mapping[str, str] = {
     "latency": "it was slower of late than the request allows",
     "cap": "its bound did not fit into the budgets",
     "ceiling": "its expected cost was over a per-request ceiling",
+    "policy": "the policy does not use it in this stage",
 }
 
 
