@@ -107,7 +107,13 @@ def _case(trace: Trace) -> Case | None:
 
 
 def _take(case: Case, placed: Placed[Outcome], outcome: Outcome, clock_ms: int) -> list[str]:
-    facts = reported(outcome, offset=placed.offset, at_ms=placed.at_ms, clock_ms=clock_ms)
+    facts = reported(
+        outcome,
+        decision_id=case.decision.decision_id,
+        offset=placed.offset,
+        at_ms=placed.at_ms,
+        clock_ms=clock_ms,
+    )
     effects = [
         f"the {copy.part} {_NO_EFFECT.get(copy.reason, copy.reason)}" for copy in case.take(facts)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -22,16 +22,15 @@ SELECT partition, decision_offset, decision_id, request_id, budget, segment, pol
 FROM decisions
 """
 _BY_ROOT = "WHERE decision_id = %s"
-# The index begins with the partition.
-_BY_REQUEST = "WHERE partition IN (SELECT partition FROM cursors) AND request_id = %s ORDER BY 1"
+_BY_REQUEST = "WHERE request_id = %s ORDER BY partition, decision_offset"
 _TRANSFERS = """
 SELECT kind, debit_account, credit_account, amount_nanousd, event_ms, line
-FROM transfers WHERE partition = %s AND request_id = %s AND decision_id = %s ORDER BY line
+FROM transfers WHERE decision_id = %s ORDER BY line
 """
-_OUTCOMES = "SELECT outcome_offset FROM outcomes WHERE partition = %s AND request_id = %s"
+_OUTCOMES = "SELECT outcome_offset FROM outcomes WHERE partition = %s AND decision_id = %s"
 _CONFLICTS = """
 SELECT topic, partition, record_offset, part, reason
-FROM conflicts WHERE request_id = %s ORDER BY topic, partition, record_offset, part
+FROM conflicts WHERE decision_id = %s ORDER BY topic, partition, record_offset, part
 """
 _CURSORS = "SELECT partition, next_offset FROM cursors WHERE topic = %s"
 
@@ -79,10 +78,19 @@ def _ask(
         rows = connection.execute(_COLUMNS + _BY_REQUEST, [request_id]).fetchall()
     else:
         rows = connection.execute(_COLUMNS + _BY_ROOT, [decision_id(root, request_id)]).fetchall()
-    conflicts = connection.execute(_CONFLICTS, [request_id]).fetchall()
     cursors = connection.execute(_CURSORS, [topics.OUTCOMES]).fetchall()
     places = Places(
-        rows=rows,
+        rows=rows, outcome_cursors={row["partition"]: row["next_offset"] for row in cursors}
+    )
+    if places.row is None:
+        return places
+    partition, identity = places.row["partition"], places.row["decision_id"]
+    transfers = connection.execute(_TRANSFERS, [identity]).fetchall()
+    conflicts = connection.execute(_CONFLICTS, [identity]).fetchall()
+    outcomes = connection.execute(_OUTCOMES, [partition, identity]).fetchall()
+    return replace(
+        places,
+        transfers=[Transfer(**row) for row in transfers],
         conflicts=[
             Conflict(
                 topic=row["topic"],
@@ -93,17 +101,5 @@ def _ask(
             )
             for row in conflicts
         ],
-        outcome_cursors={row["partition"]: row["next_offset"] for row in cursors},
-    )
-    if not rows:
-        return places
-    place = [rows[0]["partition"], request_id]
-    transfers = connection.execute(_TRANSFERS, [*place, rows[0]["decision_id"]]).fetchall()
-    outcomes = connection.execute(_OUTCOMES, place).fetchall()
-    return Places(
-        rows=rows,
-        conflicts=places.conflicts,
-        outcome_cursors=places.outcome_cursors,
-        transfers=[Transfer(**row) for row in transfers],
         outcome_offsets=[row["outcome_offset"] for row in outcomes],
     )

@@ -29,6 +29,7 @@ from streams.ledger.errors import LedgerCorruptError, LedgerFencedError, LedgerS
 from streams.ledger.rows import Raw
 from streams.ledger.unit import Batch
 from streams.ledger.writer import LedgerWriter
+from streams.ledger_places import find_places
 from streams.records import (
     BudgetEntry,
     Decision,
@@ -37,6 +38,7 @@ from streams.records import (
     PriceTag,
     Seen,
     Usage,
+    decision_id,
     encode,
 )
 
@@ -46,12 +48,12 @@ T0 = 1_800_000_000_000
 TTL_MS = 600_000
 
 
-def decision(request_id: str, *, at_ms: int = T0, **changes: Any) -> Decision:
+def decision(request_id: str, *, root: str = "acme", at_ms: int = T0, **changes: Any) -> Decision:
     """Return a decision that reserves 1,000 nano-dollars at 1 per token."""
     fields: dict[str, Any] = {
-        "decision_id": f"id-of-{request_id}",
+        "decision_id": decision_id(root, request_id),
         "request_id": request_id,
-        "budget": "acme/search/key",
+        "budget": f"{root}/search/key",
         "decided_ms": at_ms,
         "offsets": Seen(0, 0, 0, 100, 0),
         "arm": "small@x",
@@ -69,36 +71,42 @@ def usage(request_id: str, tokens: int, **changes: Any) -> Outcome:
 class Topics:
     """The two topics of one partition, and a writer that books what is appended to them."""
 
-    def __init__(self, database_url: str, **options: Any) -> None:
+    def __init__(self, database_url: str, *, partition: int = 0, partitions: int = 1) -> None:
         self.url = database_url
-        self.writer = LedgerWriter(database_url, decisions="d", outcomes="o", **options)
-        self.unit = self.writer.claim(0)
+        self.writer = LedgerWriter(database_url, decisions="d", outcomes="o")
+        self.unit = self.writer.claim(partition, partitions=partitions)
         self.offsets = [0, 0]
 
-    def batch(self, *records: Decision | Outcome | bytes, at_ms: int = T0, topic: int = 1) -> Batch:
+    def batch(
+        self,
+        *records: Decision | Outcome | bytes,
+        at_ms: int = T0,
+        topic: int = 1,
+        key: bytes | None = b"acme",
+    ) -> Batch:
         """Append the records; bytes go to the outcomes, or to ``topic``."""
         logs: tuple[list[Raw], list[Raw]] = ([], [])
         for record in records:
             where = topic if isinstance(record, bytes) else int(isinstance(record, Outcome))
             value = record if isinstance(record, bytes) else encode(record)
-            logs[where].append(Raw(self.offsets[where], at_ms, value))
+            logs[where].append(Raw(self.offsets[where], at_ms, value, key))
             self.offsets[where] += 1
         return Batch(decisions=logs[0], outcomes=logs[1])
 
-    def book(self, *records: Decision | Outcome | bytes, at_ms: int = T0, topic: int = 1) -> None:
-        self.writer.flush(self.unit, self.batch(*records, at_ms=at_ms, topic=topic))
+    def book(self, *records: Decision | Outcome | bytes, **how: Any) -> None:
+        self.writer.flush(self.unit, self.batch(*records, **how))
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(connection_string(self.url)) as connection:
             return connection.execute(statement).fetchall()
 
-    def booked(self, request_id: str) -> dict[str, int]:
+    def booked(self, request_id: str, *, root: str = "acme") -> dict[str, int]:
         return {
             kind: amount
             for name, kind, amount in self.rows(
-                "SELECT request_id, kind, amount_nanousd FROM transfers ORDER BY line"
+                "SELECT decision_id, kind, amount_nanousd FROM transfers ORDER BY line"
             )
-            if name == request_id
+            if name == decision_id(root, request_id)
         }
 
     def wrong(self) -> dict[str, int]:
@@ -197,7 +205,7 @@ def test_the_first_record_counts_and_others_are_copies_or_conflicts(topics: Topi
         usage("r1", 100),
         usage("r1", 200, reward=0.5),
         usage("unknown", 1),
-        Outcome(request_id="r1", decision_id="id-of-another", reward=0.5),
+        Outcome(request_id="r1", decision_id=decision_id("acme", "unknown"), reward=0.5),
     )
     assert topics.booked("r1") == {"reserve": 1_000, "settle": 100, "release": 900}
     assert topics.rows("SELECT topic, duplicates FROM cursors ORDER BY topic") == [
@@ -239,18 +247,88 @@ def test_rejections_and_unreadable_records_move_no_money(topics: Topics) -> None
     ]
 
 
-def test_what_the_database_refuses_is_unrolled_and_dead_lettered(topics: Topics) -> None:
-    """Two requests with one decision id: a fault that only the table's key can see."""
-    topics.book(
-        decision("r1"), decision("r2", decision_id="id-of-r1"), decision("r3"), usage("r3", 7)
-    )
-    assert topics.booked("r1") and topics.booked("r3")["settle"] == 7
-    assert topics.booked("r2") == {}
-    assert topics.rows("SELECT record_offset, reason, detail FROM dead_letters") == [
-        (1, "refused", "UniqueViolation 23505")
+@pytest.mark.parametrize("together", [True, False], ids=["one-flush", "flush-each"])
+def test_roots_may_use_the_same_request_id_in_one_partition(topics: Topics, together: bool) -> None:
+    batches = [
+        topics.batch(decision("r1"), decision("r1", root="beta"), decision("r1", root="beta")),
+        topics.batch(usage("r1", 100), usage("r2", 7)),
+        topics.batch(usage("r1", 300, reward=0.5), usage("r1", 300), key=b"beta"),
+        topics.batch(usage("r1", 1), key=None),
+        topics.batch(usage("r1", 1), key=b"\xff"),
+        topics.batch(
+            Outcome(request_id="r1", decision_id=decision_id("acme", "r1"), reward=1.0), key=b"beta"
+        ),
+        topics.batch(decision("r2", root="beta"), decision("r2")),
     ]
-    assert topics.rows("SELECT next_offset FROM cursors ORDER BY topic") == [(3,), (1,)]
+    if together:
+        outcomes = [raw for batch in batches for raw in batch.outcomes]
+        decisions = [raw for batch in batches for raw in batch.decisions]
+        batches = [Batch(decisions=decisions, outcomes=outcomes)]
+    for batch in batches:
+        topics.unit.cases.clear()
+        topics.writer.flush(topics.unit, batch)
+    assert topics.booked("r1") == {"reserve": 1_000, "settle": 100, "release": 900}
+    assert topics.booked("r1", root="beta") == {"reserve": 1_000, "settle": 300, "release": 700}
+    assert topics.booked("r2")["settle"] == 7
+    assert topics.booked("r2", root="beta") == {"reserve": 1_000}
+    spent = {row[0]: row[4] for row in run_audit(topics.url, "spend").rows}
+    assert (spent["acme"], spent["beta"]) == (107, 300)
+    duplicates = "SELECT duplicates FROM cursors ORDER BY topic"
+    assert topics.rows(duplicates) == [(1,), (1,)]
+    conflicts = "SELECT record_offset, part, reason, decision_id FROM conflicts"
+    beta = decision_id("beta", "r1")
+    assert topics.rows(conflicts) == [(6, "reward", "other_decision", beta)]
+    unmatched = [row[:3] for row in run_audit(topics.url, "unmatched").rows]
+    assert unmatched == [["no_decision", 0, 4], ["no_decision", 0, 5], ["other_decision", 0, 6]]
     assert topics.wrong() == {}
+    found = find_places(topics.url, "r1", "beta")
+    assert (found.problem, [row["decision_id"] for row in found.rows]) == ("", [beta])
+    assert [transfer.amount_nanousd for transfer in found.transfers] == [1_000, 300, 700]
+    assert (found.outcome_offsets, [c.offset for c in found.conflicts]) == ([2, 3, 6], [6])
+    assert find_places(topics.url, "r1", "acme").conflicts == []
+    assert [row["budget"] for row in find_places(topics.url, "r1", None).rows] == [
+        "acme/search/key",
+        "beta/search/key",
+    ]
+
+
+def test_what_is_not_its_requests_or_not_its_partitions_is_refused(topics: Topics) -> None:
+    # Of eight partitions "acme" has number 4, and "beta" another.
+    fourth = Topics(topics.url, partition=4, partitions=8)
+    fourth.book(
+        decision("r1", decision_id=decision_id("beta", "r1")),
+        decision("r2", root="beta"),
+        decision("r3"),
+    )
+    fourth.book(usage("r3", 5), key=b"beta")
+    fourth.book(usage("r3", 6))
+    assert fourth.booked("r3") == {"reserve": 1_000, "settle": 6, "release": 994}
+    letters = "SELECT topic, record_offset, reason FROM dead_letters ORDER BY 1, 2"
+    assert fourth.rows(letters) == [
+        ("d", 0, "wrong_decision_id"),
+        ("d", 1, "wrong_partition"),
+        ("o", 0, "wrong_partition"),
+    ]
+    assert fourth.rows("SELECT request_id FROM decisions") == [("r3",)]
+    assert fourth.rows("SELECT outcome_offset FROM outcomes") == [(1,)]
+    assert fourth.wrong() == {}
+    fourth.writer.close()
+
+
+def test_what_the_database_refuses_is_unrolled_and_dead_lettered(topics: Topics) -> None:
+    """A request that another partition has booked, when there was only one of them."""
+    topics.book(decision("r2"))
+    fourth = Topics(topics.url, partition=4, partitions=8)
+    fourth.book(decision("r1"), decision("r2"), decision("r3"), usage("r3", 7))
+    assert fourth.booked("r1") and fourth.booked("r3")["settle"] == 7
+    assert fourth.booked("r2") == {"reserve": 1_000}
+    assert fourth.rows("SELECT partition, record_offset, reason, detail FROM dead_letters") == [
+        (4, 1, "refused", "UniqueViolation 23505")
+    ]
+    cursors = "SELECT next_offset FROM cursors WHERE partition = 4 ORDER BY topic"
+    assert fourth.rows(cursors) == [(3,), (1,)]
+    assert fourth.wrong() == {}
+    fourth.writer.close()
 
 
 def test_rows_that_no_sink_booked_halt_the_partition(topics: Topics) -> None:

@@ -16,8 +16,21 @@ from policy.calendar import TOTAL_END_MS, window_end_ms, window_start_ms
 from streams.ledger.cases import Cases
 from streams.ledger.fold import Case, Reported
 from streams.ledger.inbox import Inbox
-from streams.ledger.reading import booked, read_decision, read_outcome, reported
-from streams.ledger.reference import SeenDecision, SeenOutcome, expected_books
+from streams.ledger.reading import (
+    booked,
+    check_partition,
+    read_decision,
+    read_outcome,
+    reported,
+    request_of,
+)
+from streams.ledger.reference import (
+    SeenDecision,
+    SeenOutcome,
+    expected_books,
+    home_of,
+    identity_of,
+)
 from streams.ledger.unit import Unit
 from streams.records import (
     BadRecordError,
@@ -26,6 +39,7 @@ from streams.records import (
     PriceTag,
     Seen,
     Usage,
+    decision_id,
     encode,
 )
 
@@ -73,11 +87,16 @@ def test_a_split_loses_nothing(reserved: int, cost: int) -> None:
     assert split.released_nanousd == 0 or split.overrun_nanousd == 0
 
 
+NAMES = [("acme", "r1"), ("beta", "r1"), ("acme", "r2")]
+"""Root and id of the requests that the properties are about: two share their id."""
+
+
 def decision(request: int, *, variant: int = 0, decided_ms: int = 0, arm: bool = True) -> Decision:
+    root, request_id = NAMES[request]
     return Decision(
-        decision_id=f"d{request}",
-        request_id=f"r{request}",
-        budget=f"acme/team/key{request % 2}",
+        decision_id=decision_id(root, request_id),
+        request_id=request_id,
+        budget=f"{root}/team/key{request % 2}",
         decided_ms=decided_ms,
         offsets=Seen(0, 0, 0, 0, 0),
         arm="small@x" if arm else None,
@@ -96,10 +115,11 @@ DECISIONS = st.builds(
     decided_ms=st.sampled_from([0, 50_000, 90_000, 150_000]),
     arm=st.booleans() | st.just(True),
 )
+KEYS = st.sampled_from([b"acme", b"beta", b"\xff", None])
 OUTCOMES = st.builds(
     Outcome,
-    request_id=REQUESTS.map(lambda i: f"r{i}"),
-    decision_id=st.none() | REQUESTS.map(lambda i: f"d{i}"),
+    request_id=REQUESTS.map(lambda i: NAMES[i][1]),
+    decision_id=st.none() | REQUESTS.map(lambda i: decision_id(*NAMES[i])),
     usage=st.none() | st.builds(Usage, st.integers(100, 101), st.integers(10, 400), st.just(50)),
     cost_nanousd=st.none() | st.sampled_from([0, 400, 900]),
     reward=st.none() | st.sampled_from([0.0, 0.5]),
@@ -121,27 +141,34 @@ class Model:
 
     def decide(self, offset: int, value: bytes) -> None:
         record, mark = read_decision(value)
-        known = self.cases.get(record.request_id)
+        known = self.cases.get(record.decision_id)
         if known is not None:
             same = known.decision.fingerprint == mark
             self.decision_copies += same
             self.conflicts |= set() if same else {("decision", offset, "decision")}
             return
         case = Case(decision=booked(record, mark, offset=offset))
-        self.cases[record.request_id] = case
-        for facts in self.waiting[record.request_id]:
+        self.cases[record.decision_id] = case
+        for facts in self.waiting[record.decision_id]:
             self._take(case, facts)
         self._post(case)
 
-    def report(self, offset: int, at_ms: int, outcome: Outcome) -> SeenOutcome:
+    def report(self, offset: int, at_ms: int, key: bytes | None, outcome: Outcome) -> SeenOutcome:
         self.clock_ms = max(self.clock_ms, at_ms)
-        facts = reported(outcome, offset=offset, at_ms=at_ms, clock_ms=self.clock_ms)
-        self.waiting[outcome.request_id].append(facts)
-        case = self.cases.get(outcome.request_id)
+        facts = reported(
+            outcome,
+            decision_id=request_of(key, outcome.request_id),
+            offset=offset,
+            at_ms=at_ms,
+            clock_ms=self.clock_ms,
+        )
+        self.waiting[facts.decision_id].append(facts)
+        case = self.cases.get(facts.decision_id)
         if case is not None:
             self._take(case, facts)
             self._post(case)
-        return SeenOutcome(offset, at_ms, self.clock_ms, outcome)
+        identity = identity_of(key or b"", outcome.request_id)
+        return SeenOutcome(offset, identity, at_ms, self.clock_ms, outcome)
 
     def sweep(self) -> None:
         self.swept_ms = self.clock_ms
@@ -157,7 +184,7 @@ class Model:
 
     def _post(self, case: Case) -> None:
         for posting in case.due(self.swept_ms):
-            kinds = self.amounts[case.decision.request_id]
+            kinds = self.amounts[case.decision.decision_id]
             assert posting.kind not in kinds
             kinds[posting.kind] = posting.amount_nanousd
             self.balances[posting.debit] += posting.amount_nanousd
@@ -167,11 +194,13 @@ class Model:
 @settings(deadline=None)
 @given(
     decisions=st.lists(DECISIONS, max_size=6),
-    outcomes=st.lists(st.tuples(TIMES, OUTCOMES), max_size=10),
+    outcomes=st.lists(st.tuples(TIMES, KEYS, OUTCOMES), max_size=10),
     steps=st.lists(st.sampled_from("dos"), max_size=24),
 )
 def test_any_interleaving_books_what_the_reference_says(
-    decisions: list[Decision], outcomes: list[tuple[int, Outcome]], steps: list[str]
+    decisions: list[Decision],
+    outcomes: list[tuple[int, bytes | None, Outcome]],
+    steps: list[str],
 ) -> None:
     model, seen_outcomes = Model(), []
     todo = [encode(d) for d in decisions]
@@ -181,16 +210,16 @@ def test_any_interleaving_books_what_the_reference_says(
         if step == "d" and (found := next(early, None)) is not None:
             model.decide(*found)
         if step == "o" and (report := next(late, None)) is not None:
-            offset, (at_ms, outcome) = report
-            seen_outcomes.append(model.report(offset, at_ms, outcome))
+            offset, rest = report
+            seen_outcomes.append(model.report(offset, *rest))
         if step == "s":
             model.sweep()
     model.sweep()
-    books = expected_books(
-        [SeenDecision(i, v, d) for i, (v, d) in enumerate(zip(todo, decisions, strict=True))],
-        seen_outcomes,
-        swept_ms=model.swept_ms,
-    )
+    seen_decisions = []
+    for offset, (value, record) in enumerate(zip(todo, decisions, strict=True)):
+        identity = identity_of(record.budget.split("/")[0].encode(), record.request_id)
+        seen_decisions.append(SeenDecision(offset, identity, value, record))
+    books = expected_books(seen_decisions, seen_outcomes, swept_ms=model.swept_ms)
     assert {k: v for k, v in model.amounts.items() if v} == books.amounts
     assert model.conflicts == books.conflicts
     assert (model.decision_copies, model.outcome_copies) == (
@@ -212,7 +241,15 @@ def _take(decided: Decision, *reports: Outcome, at_ms: int = 1) -> list[str]:
     return [
         copy.reason
         for offset, report in enumerate(reports)
-        for copy in case.take(reported(report, offset=offset, at_ms=at_ms, clock_ms=at_ms))
+        for copy in case.take(
+            reported(
+                report,
+                decision_id=decided.decision_id,
+                offset=offset,
+                at_ms=at_ms,
+                clock_ms=at_ms,
+            )
+        )
     ]
 
 
@@ -220,37 +257,37 @@ def _take(decided: Decision, *reports: Outcome, at_ms: int = 1) -> list[str]:
     ("decided", "reports", "reasons"),
     [
         pytest.param(
-            decision(1),
+            decision(0),
             [Outcome(request_id="r1", reward=0.5), Outcome(request_id="r1", cost_nanousd=5)],
             [],
             id="parts-may-come-apart",
         ),
         pytest.param(
-            decision(1),
+            decision(0),
             [Outcome(request_id="r1", cost_nanousd=5), Outcome(request_id="r1", cost_nanousd=5)],
             [""],
             id="equal-copy",
         ),
         pytest.param(
-            decision(1),
+            decision(0),
             [Outcome(request_id="r1", cost_nanousd=5), Outcome(request_id="r1", cost_nanousd=6)],
             ["other_usage"],
             id="contradiction",
         ),
         pytest.param(
-            decision(1),
-            [Outcome(request_id="r1", decision_id="d2", cost_nanousd=5)],
+            decision(0),
+            [Outcome(request_id="r1", decision_id=decision_id("beta", "r1"), cost_nanousd=5)],
             ["other_decision"],
             id="outcome-of-another-decision",
         ),
         pytest.param(
-            decision(1, decided_ms=PARK_MS + 2),
+            decision(0, decided_ms=PARK_MS + 2),
             [Outcome(request_id="r1", cost_nanousd=5)],
             ["too_early"],
             id="waited-too-long",
         ),
         pytest.param(
-            decision(1, arm=False),
+            decision(0, arm=False),
             [Outcome(request_id="r1", cost_nanousd=5)],
             ["rejected"],
             id="outcome-of-a-rejection",
@@ -267,6 +304,10 @@ def test_outcomes_that_have_no_effect_say_why(
     ("change", "reason"),
     [
         ({"decision_id": "x\0"}, "range"),
+        ({"decision_id": "x"}, "wrong_decision_id"),
+        ({"decision_id": decision_id("acme", "r1").upper()}, "wrong_decision_id"),
+        ({"budget": "beta/team/key1"}, "wrong_decision_id"),
+        ({"request_id": "r2"}, "wrong_decision_id"),
         ({"request_id": ""}, "range"),
         ({"reserved_nanousd": 2**63}, "range"),
         ({"decided_ms": -1}, "range"),
@@ -280,12 +321,27 @@ def test_outcomes_that_have_no_effect_say_why(
 def test_decisions_that_cannot_be_booked_are_refused(
     change: dict[str, object], reason: str
 ) -> None:
-    record = decision(1)
+    record = decision(0)
     for name, value in change.items():
         setattr(record, name, value)
     with pytest.raises(BadRecordError) as caught:
         read_decision(encode(record))
     assert caught.value.reason == reason
+
+
+@settings(deadline=None)
+@given(key=st.binary(max_size=12), request_id=st.text("ab/é", max_size=4), count=st.integers(1, 64))
+def test_the_reference_finds_request_and_partition_by_itself(
+    key: bytes, request_id: str, count: int
+) -> None:
+    assert identity_of(key, request_id) == request_of(key, request_id)
+    for number in range(count):
+        if number == home_of(key, count):
+            check_partition(key, number, count)
+            continue
+        with pytest.raises(BadRecordError) as caught:
+            check_partition(key, number, count)
+        assert caught.value.reason == "wrong_partition"
 
 
 def test_outcomes_are_made_storable_or_refused() -> None:
@@ -300,13 +356,20 @@ def test_outcomes_are_made_storable_or_refused() -> None:
 
 
 def _inbox(next_decision: int = 0) -> tuple[Inbox, TopicPartition]:
-    unit = Unit(partition=0, epoch=1, next_decision=next_decision, next_outcome=0, cases=Cases(0))
+    unit = Unit(
+        partition=0,
+        partitions=1,
+        epoch=1,
+        next_decision=next_decision,
+        next_outcome=0,
+        cases=Cases(0),
+    )
     inbox = Inbox(unit, ("decisions", "outcomes"))
     return inbox, inbox.topic_partitions[0]
 
 
 def _messages(*offsets: int) -> list[SimpleNamespace]:
-    return [SimpleNamespace(offset=i, timestamp=i, value=b"") for i in offsets]
+    return [SimpleNamespace(offset=i, timestamp=i, value=b"", key=None) for i in offsets]
 
 
 def test_an_inbox_takes_what_follows_and_drops_what_is_old() -> None:

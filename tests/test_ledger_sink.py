@@ -37,6 +37,8 @@ from streams.records import (
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
 
 PARTITIONS = 2
+ROOTS = {0: ("acme", "beta"), 1: ("globex", "hooli")}
+"""Budget roots by the partition that their keys belong to."""
 
 
 def decision(request_id: str, *, lives_ms: int = 600_000, root: str = "acme") -> Decision:
@@ -52,6 +54,11 @@ def decision(request_id: str, *, lives_ms: int = 600_000, root: str = "acme") ->
         expires_ms=now_ms + lives_ms,
         price=PriceTag(1, 1_000, 1_000),
     )
+
+
+def globex(*request_ids: str) -> list[Decision]:
+    """Return decisions of a root that belongs to partition 1."""
+    return [decision(request_id, root="globex") for request_id in request_ids]
 
 
 def usage(request_id: str, tokens: int) -> Outcome:
@@ -85,13 +92,17 @@ class Deployment:
         finally:
             await admin.close()
 
-    async def send(self, partition: int, *records: Decision | Outcome | bytes) -> None:
+    async def send(
+        self, partition: int, *records: Decision | Outcome | bytes, root: str | None = None
+    ) -> None:
         """Append records in this order; bytes go to the outcomes."""
+        key = (root or ROOTS[partition][0]).encode()
         async with AIOKafkaProducer(bootstrap_servers=self.kafka) as producer:
             for record in records:
                 kind = "d" if isinstance(record, Decision) else "o"
                 value = record if isinstance(record, bytes) else encode(record)
-                await producer.send_and_wait(f"{self.name}-{kind}", value, partition=partition)
+                topic = f"{self.name}-{kind}"
+                await producer.send_and_wait(topic, value, key=key, partition=partition)
 
     @asynccontextmanager
     async def sink(self, **options: Any) -> AsyncIterator[Counts]:
@@ -146,7 +157,7 @@ async def deployment(kafka: str, database_url: str, topic_prefix: str) -> Deploy
 async def test_records_are_booked_once_and_verified(deployment: Deployment) -> None:
     await deployment.send(0, usage("early", 10), decision("r1"), usage("r1", 400), usage("r1", 400))
     await deployment.send(0, usage("r1", 7), b"poison", decision("lapsed", lives_ms=-1))
-    await deployment.send(1, decision("early", root="beta"), decision("over"), usage("over", 1_500))
+    await deployment.send(1, *globex("early", "over"), usage("over", 1_500))
     await deployment.send(0, decision("early"), b"the clock moves past the expiry of lapsed")
     async with AIOKafkaProducer(bootstrap_servers=deployment.kafka) as producer:
         for key, entry in (
@@ -168,7 +179,7 @@ async def test_records_are_booked_once_and_verified(deployment: Deployment) -> N
     ]
     amounts = "SELECT kind, sum(amount_nanousd)::int FROM transfers GROUP BY kind ORDER BY kind"
     assert dict(deployment.rows(amounts)) == {
-        # "early" is another request in each partition; one of them has no usage.
+        # "early" is another request of each root; one of them has no usage.
         "reserve": 5_000,
         "settle": 10 + 400 + 1_000,
         "release": 990 + 600,
@@ -180,7 +191,7 @@ async def test_records_are_booked_once_and_verified(deployment: Deployment) -> N
 async def test_verify_compares_every_request(deployment: Deployment) -> None:
     names = [f"r{i}" for i in range(20)]
     await deployment.send(0, *map(decision, names[:10]), *(usage(n, 100) for n in names[:10]))
-    await deployment.send(1, *map(decision, names[10:]), *(usage(n, 100) for n in names[12:]))
+    await deployment.send(1, *globex(*names[10:]), *(usage(n, 100) for n in names[12:]))
     async with deployment.sink(catalog=None):
         await deployment.until(NEXT, 38)
         report = await deployment.verify()
@@ -209,16 +220,102 @@ async def test_verify_compares_every_request(deployment: Deployment) -> None:
         assert any(finding in found for found in report.findings)
 
 
+# What a sink did that knew requests by partition and id: of two roots, one was booked.
+_BY_PARTITION = """
+DELETE FROM transfers WHERE decision_id = '{second}';
+DELETE FROM decisions WHERE decision_id = '{second}';
+UPDATE cursors SET next_line = 3 WHERE topic = '{decisions}' AND partition = 0;
+INSERT INTO conflicts (topic, partition, record_offset, part, decision_id, request_id, reason,
+    first_offset, at_ms)
+VALUES ('{decisions}', 0, 1, 'decision', '{second}', 'r1', 'other_content', 0, 0)
+"""
+# As if the database had refused the second root's decision.
+_REFUSED = """
+DELETE FROM transfers WHERE decision_id = '{second}';
+DELETE FROM decisions WHERE decision_id = '{second}';
+UPDATE cursors SET next_line = 3 WHERE topic = '{decisions}' AND partition = 0;
+INSERT INTO dead_letters VALUES ('{decisions}', 0, 1, 'refused', '', '', 0, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tampering", "findings"),
+    [
+        pytest.param(
+            _BY_PARTITION,
+            [
+                "request r1 of beta/search: decision at None is in effect, the topic says 1",
+                "request r1 of beta/search: booked {{}}, the topics say {{'reserve': 1000",
+                "decision at offset 1: a conflict of decision on one side only",
+            ],
+            id="old",
+        ),
+        pytest.param(
+            "DELETE FROM decisions WHERE decision_id = '{second}'",
+            ["request r1 of beta/search: decision at None is in effect, the topic says 1"],
+            id="row-gone",
+        ),
+        pytest.param(
+            _REFUSED,
+            [
+                "{decisions} offset 1: a dead letter on one side only",
+                "request r1 of beta/search: booked {{}}, the topics say {{'reserve': 1000",
+            ],
+            id="refused",
+        ),
+        pytest.param(
+            "UPDATE transfers SET decision_id = '{second}x' WHERE decision_id = '{second}'",
+            [
+                "request r1 of beta/search: booked {{}}, the topics say {{'reserve': 1000",
+                "request r1 of beta/search: booked {{'reserve': 1000",
+            ],
+            id="other-id",
+        ),
+        pytest.param(
+            "UPDATE decisions SET budget = 'beta/other' WHERE decision_id = '{second}'",
+            ["decision {second} is booked for request r1 of beta/"],
+            id="other-budget",
+        ),
+    ],
+)
+async def test_roots_that_share_a_partition_and_an_id_are_both_booked(
+    deployment: Deployment, tampering: str, findings: list[str]
+) -> None:
+    await deployment.send(0, decision("r1"), decision("r1", root="beta"), usage("r1", 400))
+    await deployment.send(0, usage("r1", 7), root="beta")
+    await deployment.send(0, usage("r1", 7), root="globex")
+    await deployment.send(1, *globex("r2"), decision("r3"), usage("r2", 5))
+    async with deployment.sink(catalog=None) as counts:
+        await deployment.until(NEXT, 8)
+    assert counts.dead_letters == 2
+    spent = "SELECT root, amount_nanousd FROM transfers WHERE kind = 'settle' ORDER BY root"
+    assert deployment.rows(spent) == [("acme", 400), ("beta", 7), ("globex", 5)]
+    letters = "SELECT topic, partition, record_offset, reason FROM dead_letters ORDER BY topic"
+    assert deployment.rows(letters) == [
+        (deployment.topics["decisions"], 1, 1, "wrong_partition"),
+        (deployment.topics["outcomes"], 0, 2, "wrong_partition"),
+    ]
+    report = await deployment.verify()
+    assert (report.findings, report.requests) == ([], 3)
+    names = {**deployment.topics, "second": decision_id("beta", "r1")}
+    with psycopg.connect(connection_string(deployment.url)) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(tampering.format(**names).encode())
+    report = await deployment.verify()
+    for finding in findings:
+        assert any(finding.format(**names) in found for found in report.findings), report.findings
+
+
 async def test_partitions_are_handed_over_between_sinks(deployment: Deployment) -> None:
     async with deployment.sink(catalog=None) as first:
         await deployment.send(0, decision("r1"))
-        await deployment.send(1, decision("r2"))
+        await deployment.send(1, *globex("r2"))
         await deployment.until(NEXT, 2)
         async with deployment.sink(catalog=None) as second:
             # Each of the two has claimed a partition when the epochs have risen.
             await deployment.until("SELECT (min(epoch) >= 2)::int FROM cursors", 1)
             await deployment.send(0, usage("r1", 5), decision("r3"))
-            await deployment.send(1, usage("r2", 5), decision("r4"))
+            await deployment.send(1, usage("r2", 5), *globex("r4"))
             await deployment.until(NEXT, 6)
         await deployment.until("SELECT (min(epoch) >= 3)::int FROM cursors", 1)
         await deployment.send(0, usage("r3", 5))
@@ -266,7 +363,7 @@ async def test_the_sink_outlives_a_crash_of_postgres(
 
 async def test_deleted_records_halt_their_partition_and_no_other(deployment: Deployment) -> None:
     await deployment.send(0, decision("r1"), decision("r2"), decision("r3"))
-    await deployment.send(1, decision("r4"))
+    await deployment.send(1, *globex("r4"))
     admin = AIOKafkaAdminClient(bootstrap_servers=deployment.kafka)
     await admin.start()
     place = TopicPartition(deployment.topics["decisions"], 0)
@@ -292,7 +389,8 @@ async def test_the_markers_of_transactions_are_holes_not_gaps(deployment: Deploy
     ) as producer:
         for name in ("r1", "r2"):
             async with producer.transaction():
-                await producer.send_and_wait(topic, encode(usage(name, 5)), partition=0)
+                outcome = encode(usage(name, 5))
+                await producer.send_and_wait(topic, outcome, key=b"acme", partition=0)
     await deployment.send(0, usage("r2", 5))
     async with deployment.sink(catalog=None) as counts:
         await deployment.until(NEXT, 2 + 5)

@@ -48,6 +48,7 @@ def upgrade() -> None:
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("record_offset", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("part", sa.Text(), nullable=False),
+        sa.Column("decision_id", sa.Text(), nullable=False),
         sa.Column("request_id", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("first_offset", sa.BigInteger(), nullable=True),
@@ -124,10 +125,8 @@ def upgrade() -> None:
             "reserved_nanousd >= 0 AND expected_nanousd >= 0", name=op.f("ck_decisions_amounts")
         ),
         sa.PrimaryKeyConstraint("decision_id", name=op.f("pk_decisions")),
-        sa.UniqueConstraint(
-            "partition", "request_id", name=op.f("uq_decisions_partition_request_id")
-        ),
     )
+    op.create_index(op.f("ix_decisions_request_id"), "decisions", ["request_id"], unique=False)
     op.create_index(
         "ix_decisions_partition_expires_ms",
         "decisions",
@@ -140,7 +139,8 @@ def upgrade() -> None:
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("outcome_offset", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("request_id", sa.Text(), nullable=False),
-        sa.Column("decision_id", sa.Text(), nullable=True),
+        sa.Column("decision_id", sa.Text(), nullable=False),
+        sa.Column("named_decision_id", sa.Text(), nullable=True),
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
         sa.Column("clock_ms", sa.BigInteger(), nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger(), nullable=True),
@@ -153,12 +153,7 @@ def upgrade() -> None:
         sa.CheckConstraint("billed_nanousd >= 0", name=op.f("ck_outcomes_amounts")),
         sa.PrimaryKeyConstraint("partition", "outcome_offset", name=op.f("pk_outcomes")),
     )
-    op.create_index(
-        op.f("ix_outcomes_partition_request_id"),
-        "outcomes",
-        ["partition", "request_id"],
-        unique=False,
-    )
+    op.create_index(op.f("ix_outcomes_decision_id"), "outcomes", ["decision_id"], unique=False)
     op.create_table(
         "prices",
         sa.Column("arm", sa.Text(), nullable=False),
@@ -198,9 +193,7 @@ def upgrade() -> None:
         sa.CheckConstraint("amount_nanousd >= 0", name=op.f("ck_transfers_amount")),
         sa.CheckConstraint("debit_account <> credit_account", name=op.f("ck_transfers_accounts")),
         sa.PrimaryKeyConstraint("partition", "line", name=op.f("pk_transfers")),
-        sa.UniqueConstraint(
-            "partition", "request_id", "kind", name=op.f("uq_transfers_partition_request_id_kind")
-        ),
+        sa.UniqueConstraint("decision_id", "kind", name=op.f("uq_transfers_decision_id_kind")),
     )
     op.execute(REFUSE)
     for table in JOURNALS:
@@ -212,8 +205,9 @@ def downgrade() -> None:
     """Drop the ledger with all that it holds."""
     op.drop_table("transfers")
     op.drop_table("prices")
-    op.drop_index(op.f("ix_outcomes_partition_request_id"), table_name="outcomes")
+    op.drop_index(op.f("ix_outcomes_decision_id"), table_name="outcomes")
     op.drop_table("outcomes")
+    op.drop_index(op.f("ix_decisions_request_id"), table_name="decisions")
     op.drop_index(
         "ix_decisions_partition_expires_ms",
         table_name="decisions",

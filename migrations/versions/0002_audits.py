@@ -55,7 +55,7 @@ $$
 # One row a request: what was booked of each kind, null where nothing was.
 REQUESTS = """
 CREATE VIEW audit_requests AS
-SELECT partition, request_id,
+SELECT decision_id,
     max(amount_nanousd) FILTER (WHERE kind = 'reserve') AS reserved_nanousd,
     max(amount_nanousd) FILTER (WHERE kind = 'settle') AS settled_nanousd,
     max(amount_nanousd) FILTER (WHERE kind = 'release') AS released_nanousd,
@@ -65,7 +65,7 @@ SELECT partition, request_id,
     max(source_offset) FILTER (WHERE kind = 'settle') AS outcome_offset,
     bool_or(kind = 'settle') AS is_settled,
     bool_or(kind = 'expire') AND NOT bool_or(kind = 'settle') AS is_expired
-FROM transfers GROUP BY partition, request_id
+FROM transfers GROUP BY decision_id
 """
 
 # The day is that of the decision, in whose window the money counts.
@@ -77,7 +77,7 @@ SELECT level AS budget, d.arm,
     coalesce(sum(amount_nanousd) FILTER (WHERE kind = 'settle'), 0) AS spent_nanousd,
     coalesce(sum(amount_nanousd) FILTER (WHERE kind = 'overrun'), 0) AS overrun_nanousd,
     sum(amount_nanousd) AS total_nanousd
-FROM transfers t JOIN decisions d USING (partition, request_id),
+FROM transfers t JOIN decisions d USING (decision_id),
     LATERAL budget_levels(t.budget) AS level
 WHERE kind IN ('settle', 'overrun')
 GROUP BY level, d.arm, day ORDER BY level, d.arm, day
@@ -103,7 +103,7 @@ TRIAL_BALANCE = """
 CREATE VIEW audit_trial_balance AS
 WITH open AS (
     SELECT d.budget, sum(d.reserved_nanousd) AS open_nanousd
-    FROM decisions d LEFT JOIN audit_requests r USING (partition, request_id)
+    FROM decisions d LEFT JOIN audit_requests r USING (decision_id)
     WHERE d.arm IS NOT NULL AND r.is_settled IS NOT TRUE AND r.is_expired IS NOT TRUE
     GROUP BY d.budget
 ), books AS (
@@ -140,7 +140,7 @@ CREATE FUNCTION audit_utilisation(now_ms bigint) RETURNS TABLE (
         FROM limits l
             JOIN decisions d ON d.decided_ms >= l.start_ms AND d.decided_ms < l.end_ms
                 AND (d.budget = l.budget OR starts_with(d.budget, l.budget || '/'))
-            JOIN audit_requests r USING (partition, request_id)
+            JOIN audit_requests r USING (decision_id)
         GROUP BY l.budget
     ), sums AS (
         SELECT l.*, coalesce(reserved, 0) AS reserved, coalesce(spent, 0) AS spent,
@@ -173,7 +173,7 @@ WITH moves AS (
         CASE t.kind WHEN 'reserve' THEN t.amount_nanousd ELSE -t.amount_nanousd END AS delta,
         t.kind = 'release' AND t.source_offset >= d.outcomes_seen AS is_later,
         d.outcomes_seen, d.decision_offset, t.source_offset
-    FROM transfers t JOIN decisions d USING (partition, request_id)
+    FROM transfers t JOIN decisions d USING (decision_id)
     WHERE t.kind IN ('reserve', 'release')
 ), placed AS (
     SELECT *, CASE WHEN is_later THEN source_offset + 1 ELSE outcomes_seen END AS seen,

@@ -15,7 +15,7 @@ SELECT CASE WHEN r.is_expired THEN 'expired' ELSE 'open' END AS state,
     d.budget, d.arm, d.request_id, r.reserved_nanousd,
     to_timestamp(d.decided_ms / 1000.0) AS decided_at,
     to_timestamp(d.expires_ms / 1000.0) AS expires_at
-FROM audit_requests r JOIN decisions d USING (partition, request_id)
+FROM audit_requests r JOIN decisions d USING (decision_id)
 WHERE NOT r.is_settled ORDER BY d.expires_ms, d.request_id
 """
 
@@ -24,7 +24,7 @@ CREATE VIEW audit_overruns AS
 SELECT d.budget, d.arm, d.request_id, r.reserved_nanousd, r.overrun_nanousd,
     r.reserved_nanousd + r.overrun_nanousd AS cost_nanousd,
     to_timestamp(d.decided_ms / 1000.0) AS decided_at
-FROM audit_requests r JOIN decisions d USING (partition, request_id)
+FROM audit_requests r JOIN decisions d USING (decision_id)
 WHERE r.overrun_nanousd > 0 ORDER BY r.overrun_nanousd DESC, d.request_id
 """
 
@@ -43,7 +43,8 @@ $$
 REDERIVED = """
 CREATE VIEW audit_rederived AS
 WITH derived AS (
-    SELECT r.*, d.budget, d.arm, d.price_version, d.reserved_nanousd AS bound_nanousd,
+    SELECT r.*, d.partition, d.request_id, d.budget, d.arm, d.price_version,
+        d.reserved_nanousd AS bound_nanousd,
         o.outcome_offset IS NOT NULL AS has_outcome,
         coalesce(o.billed_nanousd, call_cost_nanousd(
             o.prompt_tokens, o.completion_tokens, o.cached_tokens,
@@ -56,8 +57,8 @@ WITH derived AS (
                     (d.price_input, d.price_output, d.price_cached)
         ) AS is_mispriced
     FROM audit_requests r
-        JOIN decisions d USING (partition, request_id)
-        LEFT JOIN outcomes o USING (partition, outcome_offset)
+        JOIN decisions d USING (decision_id)
+        LEFT JOIN outcomes o USING (partition, decision_id, outcome_offset)
 ), judged AS (
     SELECT *, CASE
         WHEN reserved_nanousd IS DISTINCT FROM bound_nanousd THEN 'reserve is not the decision''s'
@@ -93,8 +94,8 @@ CREATE FUNCTION audit_savings(against text) RETURNS TABLE (
                 p.price_input, p.price_output, p.price_cached
             ) AS other
         FROM audit_requests r
-            JOIN decisions d USING (partition, request_id)
-            JOIN outcomes o USING (partition, outcome_offset),
+            JOIN decisions d USING (decision_id)
+            JOIN outcomes o USING (partition, decision_id, outcome_offset),
             LATERAL (
                 SELECT p.price_input, p.price_output, p.price_cached FROM prices p
                 WHERE p.arm = against AND p.catalog_offset < d.catalog_seen
@@ -113,7 +114,7 @@ CREATE VIEW audit_unmatched AS
 SELECT coalesce(c.reason, 'no_decision') AS reason, o.partition, o.outcome_offset, o.request_id,
     to_timestamp(o.at_ms / 1000.0) AS at
 FROM outcomes o
-    LEFT JOIN decisions d USING (partition, request_id)
+    LEFT JOIN decisions d USING (partition, decision_id)
     LEFT JOIN (
         SELECT DISTINCT topic, partition, record_offset, reason FROM conflicts
         WHERE part <> 'decision' AND reason IN ('other_decision', 'too_early', 'rejected')

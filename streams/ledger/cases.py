@@ -16,16 +16,16 @@ CASES_MAX = 8_192
 _DECISIONS = """
 SELECT decision_offset, decision_id, request_id, budget, arm, price_version, price_input,
        price_output, price_cached, reserved_nanousd, decided_ms, expires_ms, fingerprint
-FROM decisions WHERE partition = %s AND request_id = ANY(%s)
+FROM decisions WHERE partition = %s AND decision_id = ANY(%s)
 """
 _OUTCOMES = """
-SELECT outcome_offset, request_id, decision_id, at_ms, clock_ms, prompt_tokens, completion_tokens,
-       cached_tokens, billed_nanousd, reward
-FROM outcomes WHERE partition = %s AND request_id = ANY(%s) ORDER BY outcome_offset
+SELECT outcome_offset, request_id, decision_id, named_decision_id, at_ms, clock_ms, prompt_tokens,
+       completion_tokens, cached_tokens, billed_nanousd, reward
+FROM outcomes WHERE partition = %s AND decision_id = ANY(%s) ORDER BY outcome_offset
 """
 _STAGES = """
-SELECT request_id, kind FROM transfers
-WHERE partition = %s AND request_id = ANY(%s) AND kind IN ('reserve', 'expire', 'settle')
+SELECT decision_id, kind FROM transfers
+WHERE partition = %s AND decision_id = ANY(%s) AND kind IN ('reserve', 'expire', 'settle')
 ORDER BY line
 """
 _STAGE_AFTER: dict[str, Stage] = {
@@ -36,7 +36,7 @@ _STAGE_AFTER: dict[str, Stage] = {
 
 
 class Cases:
-    """What is known of the requests of one partition; bounded, the oldest leave first.
+    """What is known of the requests of one partition, by decision id; the oldest leave first.
 
     It mirrors the tables as of the last commit. After a transaction that may not have been
     committed it must be cleared.
@@ -55,35 +55,35 @@ class Cases:
         for _ in range(len(self._known) - CASES_MAX):
             del self._known[next(iter(self._known))]
 
-    def get(self, request_id: str) -> Case | None:
+    def get(self, decision_id: str) -> Case | None:
         """Return the request's case, if it is in memory."""
-        return self._known.get(request_id)
+        return self._known.get(decision_id)
 
     def open(self, decision: Booked) -> Case:
         """Return a new case for an effective decision."""
-        case = self._known[decision.request_id] = Case(decision=decision)
+        case = self._known[decision.decision_id] = Case(decision=decision)
         return case
 
-    def load(self, cursor: Cursor[Any], request_ids: Iterable[str]) -> dict[str, list[Reported]]:
+    def load(self, cursor: Cursor[Any], decision_ids: Iterable[str]) -> dict[str, list[Reported]]:
         """Read what is not in memory; return the outcomes of requests that have no decision."""
-        wanted = [i for i in dict.fromkeys(request_ids) if i not in self._known]
+        wanted = [i for i in dict.fromkeys(decision_ids) if i not in self._known]
         if not wanted:
             return {}
         cursor.execute(_DECISIONS, [self._partition, wanted])
-        found = {row[2]: Case(decision=_decision(row)) for row in cursor}
+        found = {row[1]: Case(decision=_decision(row)) for row in cursor}
         cursor.execute(_OUTCOMES, [self._partition, wanted])
         waiting: dict[str, list[Reported]] = {}
         for row in cursor:
             outcome = _outcome(row)
-            case = found.get(outcome.request_id)
+            case = found.get(outcome.decision_id)
             if case is None:
-                waiting.setdefault(outcome.request_id, []).append(outcome)
+                waiting.setdefault(outcome.decision_id, []).append(outcome)
             else:
                 case.take(outcome)
         if found:
             cursor.execute(_STAGES, [self._partition, list(found)])
-            for request_id, kind in cursor:
-                found[request_id].stage = _STAGE_AFTER[kind]
+            for decision_id, kind in cursor:
+                found[decision_id].stage = _STAGE_AFTER[kind]
             self._known.update(found)
         return waiting
 
@@ -112,11 +112,12 @@ def _outcome(row: tuple[Any, ...]) -> Reported:
         offset=row[0],
         request_id=row[1],
         decision_id=row[2],
-        at_ms=row[3],
-        clock_ms=row[4],
-        prompt_tokens=row[5],
-        completion_tokens=row[6],
-        cached_tokens=row[7],
-        billed_nanousd=row[8],
-        reward=row[9],
+        named_decision_id=row[3],
+        at_ms=row[4],
+        clock_ms=row[5],
+        prompt_tokens=row[6],
+        completion_tokens=row[7],
+        cached_tokens=row[8],
+        billed_nanousd=row[9],
+        reward=row[10],
     )

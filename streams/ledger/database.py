@@ -58,8 +58,8 @@ def is_refusal(error: Exception) -> bool:
 def corrupt_constraint(error: Exception) -> str | None:
     """Return the constraint that no record can break, only rows that were not booked by a sink.
 
-    The cursor sees to it that a line, an offset and a request are written once; a decision's id
-    and the amounts come from the record.
+    The cursor sees to it that a line, an offset and a request's kind are written once. Only a
+    decision may be there before: another partition booked it when the topics had another count.
     """
     if not isinstance(error, psycopg.errors.UniqueViolation):
         return None

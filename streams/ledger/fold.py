@@ -47,11 +47,15 @@ class Booked(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """What the books need of an outcome; ``clock_ms`` is the partition's clock at its record."""
+    """What the books need of an outcome; ``clock_ms`` is the partition's clock at its record.
+
+    ``decision_id`` follows from key and request id; ``named_decision_id`` is what the record says.
+    """
 
     offset: int
     request_id: str
-    decision_id: str | None
+    decision_id: str
+    named_decision_id: str | None
     at_ms: int
     clock_ms: int
     prompt_tokens: int | None = None
@@ -106,7 +110,8 @@ class Case:
     def take(self, outcome: Reported) -> list[Copy]:
         """Let an outcome count where it is the first to report; return its parts that do not.
 
-        Outcomes must come in the order of their offsets. The caller books :meth:`due` afterwards.
+        Outcomes must be of this request, in the order of their offsets. The caller books
+        :meth:`due` afterwards.
         """
         refusal = self._refusal(outcome)
         copies = []
@@ -127,7 +132,7 @@ class Case:
         return copies
 
     def _refusal(self, outcome: Reported) -> str:
-        if outcome.decision_id not in (None, self.decision.decision_id):
+        if outcome.named_decision_id not in (None, self.decision.decision_id):
             return "other_decision"
         if not is_accepted(decided_ms=self.decision.decided_ms, outcome_ms=outcome.at_ms):
             return "too_early"

@@ -23,6 +23,10 @@ class Message(Protocol):
         """Milliseconds since the epoch."""
 
     @property
+    def key(self) -> bytes | None:
+        """Its key."""
+
+    @property
     def value(self) -> bytes | None:
         """Its content."""
 
@@ -66,7 +70,7 @@ class Inbox:
             if message.offset > wanted and self._holes.get(tp) != wanted:
                 self.nexts[tp] = wanted
                 return wanted
-            held.append(Raw(message.offset, message.timestamp, message.value))
+            held.append(Raw(message.offset, message.timestamp, message.value, message.key))
             wanted = message.offset + 1
             taken += 1
         self.nexts[tp] = wanted

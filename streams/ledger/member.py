@@ -134,7 +134,10 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if missing:
                 # A rebalance has begun meanwhile.
                 continue
-            inbox = Inbox(await self._run(partial(self._writer.claim, partition)), self._topics)
+            # Not the count at the start: topics may have grown, which moves keys.
+            count = len(self._consumer.partitions_for_topic(self._topics[0]))
+            claim = partial(self._writer.claim, partition, partitions=count)
+            inbox = Inbox(await self._run(claim), self._topics)
             log.info(
                 "partition %d: epoch %d, decisions from %d, outcomes from %d",
                 partition,

@@ -7,7 +7,8 @@ import functools
 from policy.acceptance import fingerprint
 from policy.money import Price
 from streams.ledger.fold import Booked, Reported
-from streams.records import BadRecordError, Decision, Outcome, PriceTag, decode
+from streams.records import BadRecordError, Decision, Outcome, PriceTag, decision_id, decode
+from streams.topics import home_partition
 
 INT64_MAX = 2**63 - 1
 TEXT_MAX = 400
@@ -36,6 +37,8 @@ def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
         raise BadRecordError("range", f"a text holds NUL or over {TEXT_MAX} characters")
     if not decision.decision_id or not decision.request_id or not decision.budget:
         raise BadRecordError("range", "decision_id, request_id or budget is empty")
+    if decision.decision_id != decision_id(root_of(decision.budget), decision.request_id):
+        raise BadRecordError("wrong_decision_id", "not that of its budget's root and its request")
     if (decision.arm is None) == (decision.rejected is None):
         raise BadRecordError("inconsistent", "either arm or rejected must be given")
     if decision.arm is not None:
@@ -113,13 +116,49 @@ def read_outcome(value: bytes | None) -> Outcome:
     return outcome
 
 
-def reported(outcome: Outcome, *, offset: int, at_ms: int, clock_ms: int) -> Reported:
-    """Return what the books need of the outcome whose record lies at ``offset``."""
+def root_of(budget: str) -> str:
+    """Return the root of a budget path."""
+    return budget.partition("/")[0]
+
+
+def check_partition(key: bytes, partition: int, partitions: int) -> None:
+    """Refuse a record whose key belongs to another partition, as the worker does.
+
+    Raises
+    ------
+    BadRecordError
+        If it does: a budget that lay in two partitions would have two owners.
+    """
+    home = home_partition(key, partitions)
+    if home != partition:
+        raise BadRecordError("wrong_partition", f"its key belongs to {home} of {partitions}")
+
+
+def request_of(key: bytes | None, request_id: str) -> str:
+    """Return the decision id of the request that an outcome with this key is about.
+
+    A key that is no UTF-8 is an empty root, which no budget has.
+    """
+    try:
+        root = (key or b"").decode()
+    except UnicodeDecodeError:
+        root = ""
+    return decision_id(root, request_id)
+
+
+def reported(
+    outcome: Outcome, *, decision_id: str, offset: int, at_ms: int, clock_ms: int
+) -> Reported:
+    """Return what the books need of the outcome whose record lies at ``offset``.
+
+    ``decision_id`` is that of the request that it is about.
+    """
     usage = outcome.usage
     return Reported(
         offset=offset,
         request_id=outcome.request_id,
-        decision_id=outcome.decision_id,
+        decision_id=decision_id,
+        named_decision_id=outcome.decision_id,
         at_ms=at_ms,
         clock_ms=clock_ms,
         prompt_tokens=None if usage is None else usage.prompt_tokens,

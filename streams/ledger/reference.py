@@ -1,13 +1,18 @@
 """What the ledger must hold, folded once more from the records, in the plainest way.
 
-It shares the decoders with the sink but none of its bookkeeping, so that a fault there shows.
+It shares the decoders with the sink but none of its bookkeeping, so that a fault there shows. It
+works out anew which request a record is about, and to which partition its key belongs.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
+
+from aiokafka.partitioner import DefaultPartitioner
 
 from policy.acceptance import PARK_MS
 from streams.records import Decision, Outcome
@@ -17,6 +22,7 @@ class SeenDecision(NamedTuple):
     """A readable decision at its place; ``value`` are its bytes."""
 
     offset: int
+    identity: str
     value: bytes
     decision: Decision
 
@@ -25,6 +31,7 @@ class SeenOutcome(NamedTuple):
     """A readable outcome at its place; ``clock_ms`` is the largest timestamp up to there."""
 
     offset: int
+    identity: str
     at_ms: int
     clock_ms: int
     outcome: Outcome
@@ -32,13 +39,33 @@ class SeenOutcome(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Books:
-    """The bookings of one partition: amounts by request and kind, and what has no effect."""
+    """The bookings of one partition, by identity: amounts by kind, and what has no effect.
+
+    ``subjects`` are the budget and the request id of each effective decision.
+    """
 
     amounts: dict[str, dict[str, int]] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
+    subjects: dict[str, tuple[str, str]] = field(default_factory=dict)
     decision_copies: int = 0
     outcome_copies: int = 0
     conflicts: set[tuple[str, int, str]] = field(default_factory=set)
+
+
+def identity_of(root: bytes, request_id: str) -> str:
+    """Return what a request is known by: the decision id that only its root and id can have."""
+    try:
+        root.decode()
+    except UnicodeDecodeError:
+        root = b""
+    return hashlib.blake2b(b"/".join([root, request_id.encode()]), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=65_536)
+def home_of(key: bytes, partitions: int) -> int:
+    """Return the partition where the producers' own partitioner puts this key."""
+    numbers = list(range(partitions))
+    return int(DefaultPartitioner()(key, numbers, numbers))
 
 
 def expected_books(
@@ -51,7 +78,7 @@ def expected_books(
     books = Books()
     effective: dict[str, SeenDecision] = {}
     for seen in decisions:
-        first = effective.setdefault(seen.decision.request_id, seen)
+        first = effective.setdefault(seen.identity, seen)
         if first is seen:
             continue
         if first.value == seen.value:
@@ -60,12 +87,13 @@ def expected_books(
             books.conflicts.add(("decision", seen.offset, "decision"))
     reports: dict[str, list[SeenOutcome]] = {}
     for report in outcomes:
-        reports.setdefault(report.outcome.request_id, []).append(report)
-    for request_id, seen in effective.items():
-        books.offsets[request_id] = seen.offset
-        usage = _first_usage(books, seen.decision, reports.get(request_id, []))
+        reports.setdefault(report.identity, []).append(report)
+    for identity, seen in effective.items():
+        books.offsets[identity] = seen.offset
+        books.subjects[identity] = (seen.decision.budget, seen.decision.request_id)
+        usage = _first_usage(books, seen.decision, reports.get(identity, []))
         if seen.decision.arm is not None:
-            books.amounts[request_id] = _amounts(seen.decision, usage, swept_ms)
+            books.amounts[identity] = _amounts(seen.decision, usage, swept_ms)
     return books
 
 

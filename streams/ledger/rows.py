@@ -10,6 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Double, Integer, LargeBinary, Table,
 
 from streams.ledger import schema
 from streams.ledger.fold import Booked, Posting, Reported
+from streams.ledger.reading import root_of
 from streams.records import BadRecordError, Decision, Outcome
 
 Row = tuple[Any, ...]
@@ -30,6 +31,7 @@ class Raw(NamedTuple):
     offset: int
     at_ms: int
     value: bytes | None
+    key: bytes | None = None
 
 
 class Target(NamedTuple):
@@ -52,11 +54,6 @@ OUTCOMES = _target(schema.outcomes)
 TRANSFERS = _target(schema.transfers, without=("booked_at",))
 DEAD_LETTERS = _target(schema.dead_letters)
 CONFLICTS = _target(schema.conflicts)
-
-
-def root_of(budget: str) -> str:
-    """Return the root of a budget path."""
-    return budget.partition("/")[0]
 
 
 def decision_row(partition: int, offset: int, decision: Decision, mark: bytes) -> Row:
@@ -99,6 +96,7 @@ def outcome_row(partition: int, outcome: Outcome, facts: Reported) -> Row:
         facts.offset,
         facts.request_id,
         facts.decision_id,
+        facts.named_decision_id,
         facts.at_ms,
         facts.clock_ms,
         facts.prompt_tokens,

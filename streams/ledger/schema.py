@@ -20,8 +20,10 @@ what calls really cost, and what a budget holds against its limit is ``reserved 
 expired``. Only reserve and release change that. Zero amounts are booked for reserve, settle,
 expire and adjust, because the row is also the mark that it happened; not for release and overrun.
 
-A request has each kind at most once. Rows of a partition are numbered without gaps in ``line``,
-in the order in which they were booked: the order that a hash chain over the rows will follow.
+A request is its ``decision_id``, the hash of budget root and request id: roots that share a
+partition may use the same request id. It has each kind at most once. Rows of a partition are
+numbered without gaps in ``line``, in the order in which they were booked: the order that a hash
+chain over the rows will follow.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ decisions = Table(
     _int8("outcomes_seen"),
     _int8("catalog_seen"),
     Column("fingerprint", LargeBinary, nullable=False),
-    UniqueConstraint("partition", "request_id"),
+    Index(None, "request_id"),
     Index(
         "ix_decisions_partition_expires_ms",
         "partition",
@@ -136,7 +138,9 @@ outcomes = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("outcome_offset", BigInteger, primary_key=True, autoincrement=False),
     Column("request_id", Text, nullable=False),
-    Column("decision_id", Text),
+    # What the record's key and request id make, and what the record itself says, if it does.
+    Column("decision_id", Text, nullable=False),
+    Column("named_decision_id", Text),
     _int8("at_ms"),
     # The largest timestamp of the partition up to here: it decides whether the outcome is late.
     _int8("clock_ms"),
@@ -147,7 +151,7 @@ outcomes = Table(
     Column("reward", Double),
     _int8("latency_ms", nullable=True),
     Column("error", Text),
-    Index(None, "partition", "request_id"),
+    Index(None, "decision_id"),
     CheckConstraint("billed_nanousd >= 0", name="amounts"),
 )
 """Every readable outcome, also copies and those whose decision is unknown."""
@@ -172,7 +176,7 @@ transfers = Table(
     Column("source_topic", Text, nullable=False),
     _int8("source_offset"),
     _int8("epoch"),
-    UniqueConstraint("partition", "request_id", "kind"),
+    UniqueConstraint("decision_id", "kind"),
     CheckConstraint("amount_nanousd >= 0", name="amount"),
     CheckConstraint("debit_account <> credit_account", name="accounts"),
     CheckConstraint("kind IN ({})".format(", ".join(f"'{kind}'" for kind in KINDS)), name="kind"),
@@ -200,6 +204,7 @@ conflicts = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("record_offset", BigInteger, primary_key=True, autoincrement=False),
     Column("part", Text, primary_key=True),
+    Column("decision_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("reason", Text, nullable=False),
     # Where the record lies that counts instead.

@@ -9,7 +9,15 @@ from psycopg import Cursor
 
 from streams.ledger import rows
 from streams.ledger.fold import Case, Copy, Reported
-from streams.ledger.reading import booked, read_decision, read_outcome, reported
+from streams.ledger.reading import (
+    booked,
+    check_partition,
+    read_decision,
+    read_outcome,
+    reported,
+    request_of,
+    root_of,
+)
 from streams.ledger.rows import Raw, Row, Target
 from streams.ledger.unit import Batch, Counts, Unit
 from streams.records import BadRecordError, Decision, Outcome
@@ -35,10 +43,10 @@ WHERE partition = %s AND arm IS NOT NULL AND expires_ms >= %s AND expires_ms < %
 ORDER BY expires_ms OFFSET %s LIMIT 1
 """
 _SWEEP = """
-SELECT request_id FROM decisions d
+SELECT decision_id FROM decisions d
 WHERE partition = %s AND arm IS NOT NULL AND expires_ms >= %s AND expires_ms < %s
     AND NOT EXISTS (
-        SELECT FROM transfers t WHERE t.partition = d.partition AND t.request_id = d.request_id
+        SELECT FROM transfers t WHERE t.decision_id = d.decision_id
             AND t.kind IN ('expire', 'settle')
     )
 ORDER BY expires_ms, decision_offset
@@ -87,14 +95,14 @@ class Transaction:
         decisions = self._read_decisions(batch.decisions, refused)
         outcomes = self._read_outcomes(batch.outcomes, refused)
         cases = self._unit.cases
-        touched = [decision.request_id for _, decision, _ in decisions]
-        touched += [facts.request_id for _, facts in outcomes]
+        touched = [decision.decision_id for _, decision, _ in decisions]
+        touched += [facts.decision_id for _, facts in outcomes]
         waiting = cases.load(self._cursor, touched)
         for raw, decision, mark in decisions:
-            self._decide(raw, decision, mark, waiting.pop(decision.request_id, []))
+            self._decide(raw, decision, mark, waiting.pop(decision.decision_id, []))
         for outcome, facts in outcomes:
             self._outcomes.append(rows.outcome_row(self._unit.partition, outcome, facts))
-            case = cases.get(facts.request_id)
+            case = cases.get(facts.decision_id)
             if case is not None:
                 self._note(facts, case.take(facts))
                 self._post(case)
@@ -111,11 +119,11 @@ class Transaction:
         if beyond is not None:
             end_ms = max(beyond[0], start_ms + 1)
         self._cursor.execute(_SWEEP, [partition, start_ms, end_ms])
-        lapsed = [request_id for (request_id,) in self._cursor]
+        lapsed = [decision_id for (decision_id,) in self._cursor]
         self._swept_ms = end_ms
         self._unit.cases.load(self._cursor, lapsed)
-        for request_id in lapsed:
-            case = self._unit.cases.get(request_id)
+        for decision_id in lapsed:
+            case = self._unit.cases.get(decision_id)
             assert case is not None
             self._post(case)
         self._write()
@@ -147,7 +155,9 @@ class Transaction:
             try:
                 if refused is not None:
                     raise refused
-                read.append((raw, *read_decision(raw.value)))
+                decision, mark = read_decision(raw.value)
+                self._check_partition(root_of(decision.budget).encode())
+                read.append((raw, decision, mark))
             except BadRecordError as error:
                 self._bury("decision", raw, error)
         return read
@@ -163,19 +173,29 @@ class Transaction:
                 if refused is not None:
                     raise refused
                 outcome = read_outcome(raw.value)
+                self._check_partition(raw.key or b"")
             except BadRecordError as error:
                 self._bury("outcome", raw, error)
                 continue
-            facts = reported(outcome, offset=raw.offset, at_ms=raw.at_ms, clock_ms=self._clock_ms)
+            facts = reported(
+                outcome,
+                decision_id=request_of(raw.key, outcome.request_id),
+                offset=raw.offset,
+                at_ms=raw.at_ms,
+                clock_ms=self._clock_ms,
+            )
             read.append((outcome, facts))
         return read
+
+    def _check_partition(self, key: bytes) -> None:
+        check_partition(key, self._unit.partition, self._unit.partitions)
 
     def _bury(self, cause: str, raw: Raw, error: BadRecordError) -> None:
         topic = self._topics[cause]
         self._dead_letters.append(rows.dead_letter_row(topic, self._unit.partition, raw, error))
 
     def _decide(self, raw: Raw, decision: Decision, mark: bytes, waiting: list[Reported]) -> None:
-        known = self._unit.cases.get(decision.request_id)
+        known = self._unit.cases.get(decision.decision_id)
         if known is None:
             partition = self._unit.partition
             self._decisions.append(rows.decision_row(partition, raw.offset, decision, mark))
@@ -188,7 +208,7 @@ class Transaction:
         else:
             self._contradict(
                 "decision",
-                (raw.offset, "decision", decision.request_id),
+                (raw.offset, "decision", decision.decision_id, decision.request_id),
                 ("other_content", known.decision.offset, raw.at_ms),
             )
 
@@ -199,7 +219,7 @@ class Transaction:
                 continue
             self._contradict(
                 "outcome",
-                (facts.offset, copy.part, facts.request_id),
+                (facts.offset, copy.part, facts.decision_id, facts.request_id),
                 (copy.reason, copy.first_offset, facts.at_ms),
             )
 

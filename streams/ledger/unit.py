@@ -11,9 +11,13 @@ from streams.ledger.rows import Raw
 
 @dataclass(slots=True, kw_only=True)
 class Unit:
-    """Partition ``partition`` of decisions and of outcomes, as the writer of ``epoch`` holds it."""
+    """Partition ``partition`` of decisions and of outcomes, as the writer of ``epoch`` holds it.
+
+    ``partitions`` is how many there are of each: it says where a key belongs.
+    """
 
     partition: int
+    partitions: int
     epoch: int
     next_decision: int
     next_outcome: int

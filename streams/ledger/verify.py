@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psycopg
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from streams.ledger.database import connection_string
 from streams.ledger.fold import ACCOUNTS
-from streams.ledger.reading import read_decision, read_outcome
-from streams.ledger.reference import Books, SeenDecision, SeenOutcome, expected_books
-from streams.records import BadRecordError
+from streams.ledger.reference import Books, expected_books
+from streams.ledger.reread import Reread
 from streams.topics import DECISIONS, OUTCOMES
 
 FINDINGS_MAX = 50
@@ -52,14 +51,13 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
-@dataclass(slots=True, kw_only=True)
-class Log:
-    """One partition of a topic up to the ledger's cursor."""
+@dataclass(slots=True)
+class Booking:
+    """What the ledger holds under one decision id: amounts by kind, for whom, because of what."""
 
-    start: int
-    records: int = 0
-    dead: set[int] = field(default_factory=set)
-    clock_ms: int = 0
+    amounts: dict[str, int] = field(default_factory=dict)
+    subjects: set[tuple[str, str]] = field(default_factory=set)
+    sources: list[tuple[str, int]] = field(default_factory=list)
 
 
 async def verify(
@@ -117,9 +115,7 @@ class _Partition:
         self._database = database
         self._topics = dict(zip(("decision", "outcome"), topics, strict=True))
         self._partition = partition
-        self._logs: dict[str, Log] = {}
-        self._decisions: list[SeenDecision] = []
-        self._outcomes: list[SeenOutcome] = []
+        self._reread = Reread(self._topics, partition)
         self._cursors = {
             topic: row
             for topic, *row in self._rows(
@@ -130,124 +126,103 @@ class _Partition:
 
     async def read(self, consumer: AIOKafkaConsumer) -> None:
         """Read both topics up to the cursors."""
+        nexts = {topic: self._cursors[topic][0] for topic in self._topics.values()}
+        await self._reread.read(consumer, nexts)
         for kind, topic in self._topics.items():
-            end = self._cursors[topic][0]
-            place = TopicPartition(topic, self._partition)
-            consumer.assign([place])
-            start = (await consumer.beginning_offsets([place]))[place]
-            log = self._logs[kind] = Log(start=start)
-            available = (await consumer.end_offsets([place]))[place]
-            if available < end:
-                self._find(f"{topic} ends at {available}, the ledger is at {end}")
-            end = min(end, available)
-            consumer.seek(place, start)
-            while start < end and await consumer.position(place) < end:
-                for message in (await consumer.getmany(timeout_ms=500)).get(place, []):
-                    if message.offset < end:
-                        self._see(kind, log, message)
-
-    def _see(self, kind: str, log: Log, message: Any) -> None:
-        log.records += 1
-        log.clock_ms = max(log.clock_ms, message.timestamp)
-        offset, value = message.offset, message.value
-        try:
-            if kind == "decision":
-                self._decisions.append(SeenDecision(offset, value, read_decision(value)[0]))
-            else:
-                outcome = read_outcome(value)
-                self._outcomes.append(SeenOutcome(offset, message.timestamp, log.clock_ms, outcome))
-        except BadRecordError:
-            log.dead.add(offset)
+            end = self._reread.logs[kind].end
+            if end < nexts[topic]:
+                self._find(f"{topic} ends at {end}, the ledger is at {nexts[topic]}")
 
     def compare(self) -> None:
         """Compare the records' consequences with the rows."""
-        self._leave_out_refused()
+        self._compare_dead_letters()
         next_line, swept_ms = self._cursors[self._topics["decision"]][3], self._swept_ms()
-        books = expected_books(self._decisions, self._outcomes, swept_ms=swept_ms)
+        books = expected_books(self._reread.decisions, self._reread.outcomes, swept_ms=swept_ms)
         self._report.partitions += 1
-        self._report.decisions += len(self._decisions)
-        self._report.outcomes += len(self._outcomes)
+        self._report.decisions += len(self._reread.decisions)
+        self._report.outcomes += len(self._reread.outcomes)
         self._report.requests += len(books.offsets)
         self._compare_bookings(books, next_line)
-        if all(log.start == 0 for log in self._logs.values()):
+        if all(log.start == 0 for log in self._reread.logs.values()):
             self._compare_copies(books)
             self._compare_offsets()
 
     def _swept_ms(self) -> int:
         _, clock_ms, swept_ms, *_ = self._cursors[self._topics["outcome"]]
-        log = self._logs["outcome"]
+        log = self._reread.logs["outcome"]
         if log.start == 0 and clock_ms != log.clock_ms:
             self._find(f"the clock is {clock_ms}, the records say {log.clock_ms}")
         return int(swept_ms)
 
-    def _leave_out_refused(self) -> None:
-        """Take what the database refused to hold as unreadable, as the sink did."""
+    def _compare_dead_letters(self) -> None:
+        """Find what one side took and the other did not, also what only the database refused."""
         for kind, topic in self._topics.items():
+            log = self._reread.logs[kind]
             rows = self._rows(
-                "SELECT record_offset, reason FROM dead_letters WHERE partition = %s "
-                "AND topic = %s",
-                topic,
+                "SELECT record_offset FROM dead_letters WHERE partition = %s "
+                "AND topic = %s AND record_offset >= %s",
+                *(topic, log.start),
             )
-            refused = {offset for offset, reason in rows if reason == "refused"}
-            self._logs[kind].dead |= refused
-            dead = {offset for offset, _ in rows if offset >= self._logs[kind].start}
-            for offset in dead ^ self._logs[kind].dead:
+            for offset in {offset for (offset,) in rows} ^ log.dead:
                 self._find(f"{topic} offset {offset}: a dead letter on one side only")
-            if kind == "decision":
-                self._decisions = [d for d in self._decisions if d.offset not in refused]
-            else:
-                self._outcomes = [o for o in self._outcomes if o.offset not in refused]
 
     def _compare_bookings(self, books: Books, next_line: int) -> None:
         booked = self._booked(next_line)
-        effective = dict(
-            self._rows(
-                "SELECT request_id, decision_offset FROM decisions WHERE partition = %s "
-                "AND decision_offset >= %s",
-                self._logs["decision"].start,
-            )
-        )
-        for request_id in effective.keys() | books.offsets.keys() | booked.keys():
-            found, sources = booked.get(request_id, ({}, []))
-            if self._is_beyond_retention(effective.get(request_id), sources):
+        offsets = {}
+        for identity, offset, budget, request_id in self._rows(
+            "SELECT decision_id, decision_offset, budget, request_id FROM decisions "
+            "WHERE partition = %s AND decision_offset >= %s",
+            self._reread.logs["decision"].start,
+        ):
+            offsets[identity] = offset
+            booked.setdefault(identity, Booking()).subjects.add((budget, request_id))
+        for identity in booked.keys() | books.offsets.keys():
+            found, offset = booked.get(identity, Booking()), offsets.get(identity)
+            if self._is_beyond_retention(offset, found.sources):
                 self._report.beyond_retention += 1
                 continue
-            wanted_offset = books.offsets.get(request_id)
-            if effective.get(request_id) != wanted_offset:
+            wanted = books.subjects.get(identity)
+            subjects = found.subjects if wanted is None else {wanted, *found.subjects}
+            name = " or ".join(f"request {request} of {budget}" for budget, request in subjects)
+            if len(subjects) > 1:
+                self._find(f"decision {identity} is booked for {name}")
+            if offset != books.offsets.get(identity):
                 self._find(
-                    f"request {request_id}: decision at {effective.get(request_id)} is in effect, "
-                    f"the topic says {wanted_offset}"
+                    f"{name}: decision at {offset} is in effect, "
+                    f"the topic says {books.offsets.get(identity)}"
                 )
-            wanted = books.amounts.get(request_id, {})
-            if found != wanted:
-                self._find(f"request {request_id}: booked {found}, the topics say {wanted}")
+            amounts = books.amounts.get(identity, {})
+            if found.amounts != amounts:
+                self._find(f"{name}: booked {found.amounts}, the topics say {amounts}")
 
     def _is_beyond_retention(
         self, decision_offset: int | None, sources: Sequence[tuple[str, int]]
     ) -> bool:
-        starts = {self._topics[kind]: log.start for kind, log in self._logs.items()}
+        starts = {self._topics[kind]: log.start for kind, log in self._reread.logs.items()}
         if max(starts.values()) == 0:
             return False
         return decision_offset is None or any(offset < starts[topic] for topic, offset in sources)
 
-    def _booked(self, next_line: int) -> dict[str, tuple[dict[str, int], list[tuple[str, int]]]]:
-        """Return the transfers by request, having checked their lines and accounts."""
-        booked: dict[str, tuple[dict[str, int], list[tuple[str, int]]]] = {}
+    def _booked(self, next_line: int) -> dict[str, Booking]:
+        """Return the transfers by decision id, having checked their lines and accounts."""
+        booked: dict[str, Booking] = {}
         line = 0
         for row in self._rows(
-            "SELECT line, request_id, kind, amount_nanousd, debit_account, credit_account, budget, "
-            "source_topic, source_offset FROM transfers WHERE partition = %s ORDER BY line"
+            "SELECT line, decision_id, kind, amount_nanousd, debit_account, credit_account, "
+            "budget, request_id, source_topic, source_offset "
+            "FROM transfers WHERE partition = %s ORDER BY line"
         ):
-            found_line, request_id, kind, amount, debit, credit, budget, topic, offset = row
+            found_line, identity, kind, amount, debit, credit, budget, request_id, *source = row
             if found_line != line:
                 self._find(f"line {line} is missing, the next is {found_line}")
             line = found_line + 1
             accounts = tuple(f"{place}:{budget}" for place in ACCOUNTS[kind])
             if (debit, credit) != accounts:
                 self._find(f"line {found_line}: a {kind} moved money from {credit} to {debit}")
-            amounts, sources = booked.setdefault(request_id, ({}, []))
-            amounts[kind] = amount
-            sources.append((topic, offset))
+            booking = booked.setdefault(identity, Booking())
+            booking.amounts[kind] = amount
+            booking.subjects.add((budget, request_id))
+            booking.sources.append((source[0], source[1]))
             self._report.transfers += 1
             self._report.spent_nanousd += amount if kind == "settle" else 0
             self._report.overrun_nanousd += amount if kind == "overrun" else 0
@@ -278,12 +253,12 @@ class _Partition:
         """Account for every offset: a record that was read, or a hole."""
         for kind, topic in self._topics.items():
             next_offset, *_, holes = self._cursors[topic]
-            records = self._logs[kind].records
+            records = self._reread.logs[kind].records
             if next_offset != records + holes:
                 self._find(f"{topic}: {records} records and {holes} holes below {next_offset}")
         (rows,) = self._rows("SELECT count(*) FROM outcomes WHERE partition = %s")
-        if rows[0] != len(self._outcomes):
-            self._find(f"{rows[0]} outcomes are stored, the topic has {len(self._outcomes)}")
+        if rows[0] != len(self._reread.outcomes):
+            self._find(f"{rows[0]} outcomes are stored, the topic has {len(self._reread.outcomes)}")
 
     def _rows(self, statement: str, *parameters: object) -> list[Any]:
         self._database.execute(statement, [self._partition, *parameters])

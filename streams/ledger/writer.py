@@ -60,8 +60,8 @@ class LedgerWriter:
             self._connection.close()
             self._connection = None
 
-    def claim(self, partition: int) -> Unit:
-        """Take a unit over: from now on every older writer of it is fenced off."""
+    def claim(self, partition: int, *, partitions: int) -> Unit:
+        """Take over one of ``partitions`` units: every older writer of it is fenced off."""
         topics = [self._decisions, self._outcomes]
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.executemany(
@@ -78,6 +78,7 @@ class LedgerWriter:
             )
         return Unit(
             partition=partition,
+            partitions=partitions,
             epoch=epoch,
             next_decision=found[self._decisions][1],
             next_outcome=found[self._outcomes][1],
