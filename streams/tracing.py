@@ -81,8 +81,12 @@ class _Search:
             and request is not None
             and request.partition not in self._likely(numbers)
         ):
-            astray = await self._scan(topics.DECISIONS, request.partition, Decision)
-            decision = next((found for found in astray if found.record is not None), None)
+            if request.record is not None:
+                self.root = _root(request.record.budget)
+            for found in await self._scan(topics.DECISIONS, request.partition, Decision):
+                if found.record is not None and self._is_wanted(found.record.budget):
+                    decision = found
+                    break
         row = self.places.row
         if decision is not None and decision.record is not None:
             self.root = _root(decision.record.budget)
@@ -192,8 +196,12 @@ class _Search:
         for topic in (topics.REQUESTS, topics.OUTCOMES):
             offsets = [offset for of, offset in letters if of == topic]
             kind = Request if topic == topics.REQUESTS else Outcome
-            for about in await self._pick(topic, number, offsets, kind):
-                mine.append(letters[topic, about.offset])  # noqa: PERF401
+            # Another root's request may have the same id; what cannot be read may be this one.
+            mine += [
+                letters[topic, about.offset]
+                for about in await self._pick(topic, number, offsets, kind)
+                if not isinstance(about.record, Request) or self._is_wanted(about.record.budget)
+            ]
         return sorted(mine, key=lambda letter: letter.offset)
 
     async def _is_overtaken(self, decision: Placed[Decision]) -> bool:
