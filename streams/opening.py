@@ -143,7 +143,7 @@ class Opener:
         start = state.gate.position.outcomes
         async for records in self.reader.read(topics.OUTCOMES, letters.partition, start, end):
             for record in records:
-                verdict = settle_record(state, intake, record)
+                verdict = settle_record(state, intake, record, partitions=self.partitions)
                 mark = mark_of(record.value)
                 if verdict.effect == "parked":
                     letters.parked[record.offset] = mark

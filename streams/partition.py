@@ -82,7 +82,7 @@ class Partition:
                 await self._decide([], now_ms=self.state.clock_ms)
 
     async def _settle_record(self, intake: Intake, record: Any) -> None:
-        verdict = settle_record(self.state, intake, record)
+        verdict = settle_record(self.state, intake, record, partitions=self.partitions)
         self.metrics.outcomes.labels(verdict.effect).inc()
         if verdict.effect == "refused":
             await self._refuse(topics.OUTCOMES, record.offset, record.value, verdict)
@@ -271,8 +271,11 @@ class Partition:
         await self.statistics.flush()
 
 
-def settle_record(state: State, intake: Intake, record: Any) -> Verdict:
+def settle_record(state: State, intake: Intake, record: Any, *, partitions: int) -> Verdict:
     """Apply the next record of the outcomes; a bad one lets only the time go on."""
+    if topics.home_partition(record.key or b"", partitions) != record.partition:
+        pass_over(state, record.offset, record.timestamp)
+        return Verdict("refused", "wrong_partition", "not the murmur2 of its key")
     try:
         arrival = intake.outcome(
             record.key, record.value, offset=record.offset, at_ms=record.timestamp

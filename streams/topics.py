@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,6 +96,7 @@ def wanted_topics(app_id: str) -> dict[str, TopicSettings]:
 
 
 @lru_cache(maxsize=65_536)
+@functools.lru_cache(maxsize=65_536)
 def home_partition(key: bytes, partitions: int) -> int:
     """Return the partition that Kafka's default partitioner gives a key.
 

@@ -308,7 +308,7 @@ async def recovered(rig: Deployment, tables: Tables) -> list[State]:
             start = state.gate.position.outcomes
             async for records in reader.read(topics.OUTCOMES, number, start, end):
                 for record in records:
-                    settle_record(state, intake(state.catalog), record)
+                    settle_record(state, intake(state.catalog), record, partitions=rig.partitions)
             states.append(state)
         return states
     finally:
