@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -96,7 +95,6 @@ def wanted_topics(app_id: str) -> dict[str, TopicSettings]:
 
 
 @lru_cache(maxsize=65_536)
-@functools.lru_cache(maxsize=65_536)
 def home_partition(key: bytes, partitions: int) -> int:
     """Return the partition that Kafka's default partitioner gives a key.
 

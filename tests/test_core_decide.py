@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.catalog import BudgetSpec, Catalog
-from policy.eligibility import WHY_NOT
 from policy.decide import decide
+from policy.eligibility import WHY_NOT
 from policy.money import Price, bound_nanousd, call_cost_nanousd
 from policy.settle import settle
 from policy.state import Arrival, Limits, State
