@@ -30,7 +30,6 @@ from streams.demo.measures import Measures
 from streams.demo.poison import bad_entry, bad_outcomes, bad_requests, contradictions
 from streams.demo.recorded import read_arrivals_s, read_zeroeval
 from streams.demo.references import make_world, references
-from streams.demo.run import first_window
 from streams.demo.topic_log import Decided, TopicLog, Used
 from streams.demo.view import bar
 from streams.following import apply_entry
@@ -106,7 +105,7 @@ class TestPlan:
 
     def test_the_first_window_begins_soon_and_whole(self):
         for after_ms in range(1_800_000_000_000, 1_800_000_040_000, 777):
-            length, start_ms = first_window(after_ms, plan.FAST.window_s)
+            length, start_ms = plan.first_window(after_ms, plan.FAST.window_s)
             assert start_ms == window_start_ms(f"{length}s", start_ms)
             assert 0 <= start_ms - after_ms < 1_000 * max(plan.FAST.window_s)
 

@@ -64,7 +64,9 @@ async def _demo(config: Config, *, fast: bool, keep: bool) -> bool:
     if not console.is_terminal:
         console.width = 160
     began_s = time.monotonic()
-    console.print("starting Kafka and Postgres; the first time downloads 45 MB", highlight=False)
+    own = not (config.kafka and config.database_url)
+    if own:
+        console.print("starting servers; the first time downloads 45 MB", highlight=False)
     try:
         stage = await stages.prepare(config)
         console.print(f"servers run after {time.monotonic() - began_s:.0f} s", highlight=False)
@@ -87,7 +89,6 @@ async def _demo(config: Config, *, fast: bool, keep: bool) -> bool:
             with contextlib.suppress(asyncio.CancelledError):
                 await stages.close(stages.home_of(config))
     console.print(f"{time.monotonic() - began_s:.0f} s from start to end; next:", highlight=False)
-    own = not (config.kafka and config.database_url)
     for command in next_commands(stage.home, result.example, own=own, kept=keep):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
     return result.ok

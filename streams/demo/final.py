@@ -51,7 +51,6 @@ async def conclude(stage: Stage, played: Played, *, seed: int) -> Result:
         last=played.measures.snapshot(played.decided_s),
         speed=_speed(played),
         example=next(iter(booked)).request_id,
-        restarts=played.restarts,
     )
 
 

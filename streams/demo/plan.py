@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from policy.calendar import window_end_ms
 from policy.terms import Bools, Floats, Ints
 from streams.demo.budgets import BURST_ROOT, PAYERS
 from streams.replay.data import Recorded
@@ -106,6 +108,22 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.at_s)
+
+
+def first_window(after_ms: int, lengths_s: Sequence[int]) -> tuple[int, int]:
+    """Return the length of the windows and where the first begins, not before ``after_ms``.
+
+    Windows lie on a grid from the epoch. Of the lengths allowed the one is taken whose grid has
+    the next line, so that a run begins with a whole window and nobody waits for it.
+
+    Examples
+    --------
+    >>> first_window(1_000_500, (14, 13, 15))
+    (13, 1001000)
+    """
+    starts = [(window_end_ms(f"{length}s", after_ms - 1), length) for length in lengths_s]
+    start_ms, length = min(starts)
+    return length, start_ms
 
 
 def arms_of(recorded: Recorded) -> Ints:

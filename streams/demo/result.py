@@ -53,7 +53,6 @@ class Result:
     last: Snapshot
     speed: Speed
     example: str
-    restarts: int
 
     @property
     def ok(self) -> bool:

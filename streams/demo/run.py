@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from policy.calendar import window_end_ms
 from policy.terms import Ints
 from streams import topics
 from streams.client import Client, Decisions
@@ -28,6 +27,7 @@ from streams.demo.plan import (
     Times,
     Truth,
     arms_of,
+    first_window,
     make_schedule,
     make_truth,
     prior_rewards,
@@ -71,7 +71,6 @@ class Played:
     measures: Measures
     story: Story
     knocks: Knocks
-    restarts: int
     decided_s: float
 
 
@@ -124,7 +123,6 @@ class Run:
                 self._origin_s = self._clock_s() + (start_ms - self._clock_ms()) / 1_000
                 played = self._cast(client, supervisor, knocks, budgets, window_s, start_ms)
                 await self._perform(played, supervisor)
-                played.restarts = sum(c.restarts for c in supervisor.children.values())
         return played
 
     def _first_entries(self) -> Sequence[CatalogEntry]:
@@ -184,7 +182,6 @@ class Run:
             measures=measures,
             story=story,
             knocks=knocks,
-            restarts=0,
             decided_s=0.0,
         )
 
@@ -257,22 +254,6 @@ class Run:
                     if all(cursors.get(place, 0) >= end for place, end in wanted.items()):
                         return
                     await asyncio.sleep(0.1)
-
-
-def first_window(after_ms: int, lengths_s: Sequence[int]) -> tuple[int, int]:
-    """Return the length of the windows and where the first begins, not before ``after_ms``.
-
-    Windows lie on a grid from the epoch. Of the lengths allowed the one is taken whose grid has
-    the next line, so that a run begins with a whole window and nobody waits for it.
-
-    Examples
-    --------
-    >>> first_window(1_000_500, (14, 13, 15))
-    (13, 1001000)
-    """
-    starts = [(window_end_ms(f"{length}s", after_ms - 1), length) for length in lengths_s]
-    start_ms, length = min(starts)
-    return length, start_ms
 
 
 @contextlib.asynccontextmanager

@@ -76,7 +76,13 @@ def verdict_lines(result: Result) -> Sequence[str]:
 def next_commands(home: Path, example: str, *, own: bool, kept: bool) -> Sequence[str]:
     """Return what to try next; ``own`` tells that the servers are the demo's."""
     prefix = f"TOLLWAY_HOME={home} " if own else ""
-    commands = ["audit spend", "audit caps", "audit verify", f"explain {example}", "tail decisions"]
+    commands = [
+        "audit spend",
+        "audit caps",
+        "audit verify",
+        f"explain {example}",
+        "tail dead-letters -n 5",
+    ]
     if own and not kept:
         commands = ["up", *commands, "down"]
     return [f"{prefix}uv run tollway {command}" for command in commands]
