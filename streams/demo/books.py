@@ -33,8 +33,8 @@ def read_booked(database_url: str) -> Sequence[Booked]:
     """Return the transfers of every request."""
     statement = (
         "SELECT d.request_id, d.budget, d.decided_ms, jsonb_object_agg(t.kind, t.amount_nanousd)"
-        " FROM transfers t JOIN decisions d USING (partition, request_id)"
-        " GROUP BY d.partition, d.request_id, d.budget, d.decided_ms"
+        " FROM transfers t JOIN decisions d USING (decision_id)"
+        " GROUP BY d.decision_id, d.request_id, d.budget, d.decided_ms"
     )
     with psycopg.connect(connection_string(database_url)) as connection:
         rows = connection.execute(statement).fetchall()
