@@ -151,6 +151,20 @@ class Reservations:
         """Return the row of the decision at this offset."""
         return Row(*self._rows[offset // SEGMENT][offset % SEGMENT].item())
 
+    def decided_since(self, offset: int, *, before: int) -> int:
+        """Return how many decisions in ``[offset, before)`` took effect.
+
+        Later copies of decisions do not count: who settled before they came has not seen them,
+        and who folds the log has.
+        """
+        count = 0
+        for number in range(offset // SEGMENT, -(-before // SEGMENT)):
+            rows = self._rows.get(number)
+            if rows is not None:
+                start, end = max(offset - number * SEGMENT, 0), before - number * SEGMENT
+                count += int(np.count_nonzero(rows["used"][start:end]))
+        return count
+
     def features(self, offset: int) -> Floats:
         """Return the features with which the decision was made, shape (d,)."""
         features: Floats = self._features[offset // SEGMENT][offset % SEGMENT].astype(np.float64)

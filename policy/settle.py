@@ -209,7 +209,7 @@ def _learn(
             arm=arm,
             features=state.reservations.features(offset),
             input_tokens=row.input_tokens,
-            age=state.gate.position.decisions - offset,
+            age=state.reservations.decided_since(offset, before=state.gate.position.decisions),
             reward=reward,
             cost_nanousd=cost,
             output_tokens=None if cost is None else arrival.output_tokens,

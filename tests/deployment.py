@@ -234,7 +234,11 @@ class Deployment:
     def stop(self, program: Program) -> int:
         """Stop a worker or a sink in good order; return its exit code."""
         self._forget(program)
-        return program.stop()
+        code = program.stop()
+        if code:
+            # Shown by pytest where the test expected another code.
+            print(program.name, program.log.read_text(errors="replace")[-6_000:])
+        return code
 
     def restart(self, program: Program) -> Program:
         """Kill a program with SIGKILL and start another in its place."""

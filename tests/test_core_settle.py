@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,6 +155,21 @@ def test_parking_is_bounded_and_a_fold_parks_what_was_parked() -> None:
     folded = machine.recovered({}, Position())
     assert machine.content(folded) == machine.content()
     assert folded.reservations.open_count == machine.state.reservations.open_count == 1
+
+
+def test_copies_that_came_after_a_settlement_do_not_change_what_it_taught() -> None:
+    machine = decided()
+    machine.decide([incoming(n, at_ms=NOW, offset=n) for n in (1, 2)], now_ms=NOW)
+    machine.settle(id=digest(0), at_ms=NOW, reward=0.5, reward_print=1)
+    machine.flush()
+    # A worker that was asleep wakes and writes what its successor has decided already.
+    for original in machine.decisions[:3]:
+        offset = len(machine.decisions)
+        machine.decisions.append(replace(original, offset=offset, decided_ms=NOW + 1, batch=0))
+    machine.crash()
+    machine.decide([incoming(3, at_ms=NOW + 2, offset=3)], now_ms=NOW + 2)
+    machine.settle(id=digest(1), at_ms=NOW + 2, reward=0.25, reward_print=1)
+    assert machine.content(machine.recovered({}, Position())) == machine.content()
 
 
 amounts = st.lists(st.integers(0, 10**15), min_size=1, max_size=4)
