@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from streams import topics
+from streams.explain.wording import clock, content, per_million, price_of_request, safe, span, usd
 from streams.following import entry_key
 from streams.records import (
     ArmEntry,
@@ -24,7 +25,6 @@ from streams.records import (
     decode,
     decode_catalog,
 )
-from streams.wording import clock, content, per_million, price_of_request, safe, span, usd
 
 NAMES: Mapping[str, str] = {
     "requests": topics.REQUESTS,

@@ -12,8 +12,10 @@ from policy.catalog import Catalog
 from policy.money import Price
 from policy.terms import Arm
 from streams import topics
-from streams.explain import explain, status
-from streams.explain_money import told
+from streams.explain.money import told
+from streams.explain.report import explain, status
+from streams.explain.trace import Conflict, Placed, Trace, Transfer
+from streams.explain.trace_reader import is_about, partition_of
 from streams.records import (
     BudgetPosition,
     Candidate,
@@ -26,8 +28,6 @@ from streams.records import (
     Usage,
     decision_id,
 )
-from streams.trace import Conflict, Placed, Trace, Transfer
-from streams.trace_reader import is_about, partition_of
 
 AT_MS = 1_763_787_845_000
 TTL_MS = 600_000

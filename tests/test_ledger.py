@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from policy.calendar import window_end_ms, window_start_ms
 from streams.commands import ledger as commands
 from streams.config import Config
+from streams.explain.ledger_places import find_places
 from streams.ledger import migrate, schema
 from streams.ledger.audit import AUDITS, UnknownAuditError, run_audit
 from streams.ledger.catalog import write_catalog
@@ -29,7 +30,6 @@ from streams.ledger.errors import LedgerCorruptError, LedgerFencedError, LedgerS
 from streams.ledger.rows import Raw
 from streams.ledger.unit import Batch
 from streams.ledger.writer import LedgerWriter
-from streams.ledger_places import find_places
 from streams.records import (
     BudgetEntry,
     Decision,

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.money import BILL_MAX
 from streams import asyncapi, lines, topics
 from streams.catalog_file import CatalogFileError, plan, read_file, warnings
 from streams.catalog_log import CatalogLog
+from streams.explain.wording import safe
 from streams.following import entry_key
 from streams.records import (
     RECORD_BYTES_MAX,
@@ -34,7 +36,6 @@ from streams.records import (
     encode,
 )
 from streams.sending import check_budget, check_line, check_outcome, check_request
-from streams.wording import safe
 
 FIELDS: dict[str, Any] = {
     "request_id": "r1",
@@ -108,7 +109,7 @@ def test_a_newer_record_is_read_without_what_is_unknown() -> None:
         Outcome,
         request_id=st.from_regex(r"\A[a-z0-9]{1,9}\Z"),
         reward=st.none() | st.floats(0, 1),
-        cost_nanousd=st.none() | st.integers(0, 10**18),
+        cost_nanousd=st.none() | st.integers(0, BILL_MAX),
         usage=st.none() | st.builds(Usage, st.integers(0, 10**8), st.integers(0, 10**8)),
         error=st.none() | st.text(max_size=2_000),
     )

@@ -17,8 +17,8 @@ from streams.catalog_log import CatalogLog, Listed, read_catalog
 from streams.client import Client
 from streams.commands.common import fail, kafka_of
 from streams.commands.talking import errors_told
+from streams.explain.wording import clock, safe
 from streams.log import LogReader
-from streams.wording import clock, safe
 
 _ORDER = ("policy", "arm", "price", "budget")
 

@@ -11,8 +11,8 @@ import typer
 from streams.commands.common import config_of, fail, kafka_of
 from streams.commands.talking import Json, errors_told
 from streams.config import Config, ConfigError
-from streams.explain import explain, status
-from streams.trace import Trace
+from streams.explain.report import explain, status
+from streams.explain.trace import Trace
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         The exit code is 1 if there is no record of the request.
         """
         # Only this command of the module's needs the ledger's libraries.
-        from streams.tracing import SeveralRootsError, trace
+        from streams.explain.tracing import SeveralRootsError, trace
 
         kafka = kafka_of(ctx)
         root = None if budget is None else budget.partition("/")[0]

@@ -17,9 +17,9 @@ from msgspec import Struct
 from streams import lines
 from streams.commands.common import fail, kafka_of
 from streams.commands.talking import Json, errors_told, need_topics
+from streams.explain.wording import safe
 from streams.records import BadRecordError, Request
 from streams.sending import Answer, check_line, check_request, complete, send, send_and_wait
-from streams.wording import safe
 
 Budget = Annotated[str | None, typer.Option(help="Budget path, such as acme/search/k1.")]
 Id = Annotated[str | None, typer.Option("--id", help="Id of the request; left out: a new one.")]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from streams.explain.trace import Placed, Trace
+from streams.explain.wording import clock, safe, share, span, usd
 from streams.ledger.fold import Case
 from streams.ledger.reading import booked, read_decision, reported
 from streams.records import BadRecordError, Decision, Outcome, encode
-from streams.trace import Placed, Trace
-from streams.wording import clock, safe, share, span, usd
 
 _NO_EFFECT = {
     "": "says the same again, without effect",

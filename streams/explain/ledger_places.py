@@ -10,9 +10,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from streams import topics
+from streams.explain.trace import Conflict, Transfer
 from streams.ledger.database import connection_string, describe
 from streams.records import decision_id
-from streams.trace import Conflict, Transfer
 
 _COLUMNS = """
 SELECT partition, decision_offset, decision_id, request_id, budget, segment, policy, arm, rejected,

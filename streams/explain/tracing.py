@@ -16,10 +16,10 @@ from msgspec import Struct
 from policy.acceptance import PARK_MS
 from streams import topics
 from streams.catalog_log import read_catalog
-from streams.ledger_places import Places, find_places
+from streams.explain.ledger_places import Places, find_places
+from streams.explain.trace import Placed, Trace
+from streams.explain.trace_reader import TraceReader, is_about, partition_of, placed
 from streams.records import DeadLetter, Decision, Outcome, Request
-from streams.trace import Placed, Trace
-from streams.trace_reader import TraceReader, is_about, partition_of, placed
 
 R = TypeVar("R", bound=Struct)
 

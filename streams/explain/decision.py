@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policy.money import NANO_PER_USD
-from streams.records import Candidate, Decision, Request
-from streams.trace import Trace
-from streams.wording import (
+from streams.explain.trace import Trace
+from streams.explain.wording import (
     REJECTIONS,
     clock,
     per_million,
@@ -17,6 +16,7 @@ from streams.wording import (
     usd,
     why_not,
 )
+from streams.records import Candidate, Decision, Request
 
 _WAITED_MS = 1_000
 """A decision's clock may be this far after its request without the request having waited."""

@@ -11,9 +11,9 @@ from aiokafka import TopicPartition
 from aiokafka.partitioner import DefaultPartitioner
 from msgspec import Struct
 
+from streams.explain.trace import Placed
 from streams.log import LogReader
 from streams.records import BadRecordError, decode
-from streams.trace import Placed
 
 R = TypeVar("R", bound=Struct)
 

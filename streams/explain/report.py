@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streams import topics
-from streams.explain_decision import arms, budgets, decided
-from streams.explain_money import aftermath, told
-from streams.trace import Trace
-from streams.wording import ADVICE, REJECTIONS, clock, content, safe, span, usd
+from streams.explain.decision import arms, budgets, decided
+from streams.explain.money import aftermath, told
+from streams.explain.trace import Trace
+from streams.explain.wording import ADVICE, REJECTIONS, clock, content, safe, span, usd
 
 Status = Literal["unknown", "refused", "undecided", "rejected", "open", "expired", "settled"]
 
