@@ -125,6 +125,8 @@ class Worker:
     # -- the hooks of the app
 
     async def _on_assigned(self, assigned: frozenset[TP]) -> Mapping[TP, int]:
+        # An assignment that was cancelled half-way has left the partitions that it had opened.
+        self.partitions.clear()
         opener = Opener(
             reader=self.reader,
             follower=self.follower,
