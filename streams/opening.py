@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -121,36 +123,50 @@ class Opener:
                 decisions = whole or await self._decisions(number, start, end)
                 until = decisions[-1][0] + 1 if whole else end
             requests = await self._requests(state.catalog, number, [d for _, d in decisions])
+            seen = max((d.offsets.outcomes for _, d in decisions), default=0)
+            outcomes = await self._outcomes(state, number, seen)
             for _, batch in groupby(decisions, key=_batch_of):
-                await self._fold_batch(state, letters, list(batch), requests)
+                await self._fold_batch(state, letters, list(batch), requests, outcomes)
             # What could not be read had no effect, but has its place.
             state.gate.advance("decisions", until)
             start = until
-        await self._fold_outcomes(state, letters, needed(state).outcomes)
+        until = needed(state).outcomes
+        outcomes = await self._outcomes(state, number, until)
+        await self._fold_outcomes(state, letters, outcomes, until)
 
     async def _fold_batch(
         self, state: State, letters: DeadLetters, batch: Sequence[tuple[int, Decision]],
-        requests: Mapping[int, Incoming],
+        requests: Mapping[int, Incoming], outcomes: deque[Any],
     ) -> None:  # fmt: skip
-        await self._fold_outcomes(state, letters, batch[0][1].offsets.outcomes)
+        await self._fold_outcomes(state, letters, outcomes, batch[0][1].offsets.outcomes)
         for arrival, verdict in fold_decisions(state, _folded(batch, requests)):
             if verdict.effect == "refused":
                 await letters.refuse_parked(arrival.offset, verdict, at_ms=state.clock_ms)
         letters.forget_released(state)
 
-    async def _fold_outcomes(self, state: State, letters: DeadLetters, end: int) -> None:
+    async def _fold_outcomes(
+        self, state: State, letters: DeadLetters, outcomes: deque[Any], end: int
+    ) -> None:
+        """Settle the outcomes below ``end``; they leave the queue."""
         intake = self.make_intake(state.catalog)
+        while outcomes and outcomes[0].offset < end:
+            record = outcomes.popleft()
+            verdict = settle_record(state, intake, record, partitions=self.partitions)
+            mark = mark_of(record.value)
+            if verdict.effect == "parked":
+                letters.parked[record.offset] = mark
+            elif verdict.effect == "refused":
+                await letters.refuse(
+                    topics.OUTCOMES, record.offset, mark, verdict, at_ms=state.clock_ms
+                )
+
+    async def _outcomes(self, state: State, number: int, end: int) -> deque[Any]:
+        """Return the outcomes that the state does not contain, up to ``end``."""
         start = state.gate.position.outcomes
-        async for records in self.reader.read(topics.OUTCOMES, letters.partition, start, end):
-            for record in records:
-                verdict = settle_record(state, intake, record, partitions=self.partitions)
-                mark = mark_of(record.value)
-                if verdict.effect == "parked":
-                    letters.parked[record.offset] = mark
-                elif verdict.effect == "refused":
-                    await letters.refuse(
-                        topics.OUTCOMES, record.offset, mark, verdict, at_ms=state.clock_ms
-                    )
+        found: deque[Any] = deque()
+        async for records in self.reader.read(topics.OUTCOMES, number, start, end):
+            found.extend(records)
+        return found
 
     async def _decisions(self, number: int, start: int, end: int) -> list[tuple[int, Decision]]:
         decisions = []
