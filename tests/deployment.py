@@ -130,6 +130,14 @@ class Program:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=timeout_s)
 
+    def answers(self) -> bool:
+        """Return whether a worker's page of metrics is there."""
+        try:
+            self.metric("")
+        except OSError:
+            return False
+        return True
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a worker's metric over the labels that are not given."""
         address = f"http://127.0.0.1:{self.metrics_port}/metrics"
@@ -200,6 +208,17 @@ class Deployment:
         program.metrics_port = port
         self.workers.append(program)
         return program
+
+    async def ready(self, *workers: Program, timeout_s: float = 60.0) -> None:
+        """Return when these workers work; before that a signal just ends their start."""
+        deadline = time.monotonic() + timeout_s
+        for worker in workers:
+            while not worker.answers():
+                self.check()
+                assert time.monotonic() < deadline, (
+                    f"{worker.name} is not ready\n{self._log_tails()}"
+                )
+                await asyncio.sleep(0.1)
 
     def start_sink(self) -> Program:
         """Start one more ledger sink."""

@@ -188,12 +188,14 @@ async def test_workers_killed_under_load_lose_and_double_nothing(rig: Deployment
 
 
 async def test_workers_come_and_go_under_load(rig: Deployment) -> None:
+    await rig.ready(*rig.workers)
     while len(rig.workers) > 1:
         assert rig.stop(rig.workers[-1]) == 0
     async with loaded(rig, "join", 300) as load:
         await load.until(40)
         rig.start_worker()
         rig.start_worker()
+        await rig.ready(*rig.workers)
         await load.until(160)
         assert rig.stop(rig.workers[0]) == 0
         await load.until(220)
@@ -208,6 +210,7 @@ async def test_a_worker_asleep_for_longer_than_its_session_does_no_harm(rig: Dep
         async with loaded(rig, "sleep", 200) as load:
             await load.until(20)
             sleeper.process.send_signal(signal.SIGSTOP)
+            await rig.ready(*rig.workers)
             # Whatever it owned is decided by the other once its session is over.
             await load.until(200)
             sleeper.process.send_signal(signal.SIGCONT)
@@ -219,6 +222,7 @@ async def test_a_worker_asleep_for_longer_than_its_session_does_no_harm(rig: Dep
 
 
 async def test_a_worker_stopped_in_good_order_leaves_nothing_to_do_again(rig: Deployment) -> None:
+    await rig.ready(*rig.workers)
     while rig.workers:
         assert rig.stop(rig.workers[0]) == 0
     before = await rig.read_all(topics.DECISIONS)
