@@ -27,7 +27,7 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import settle_record
 from streams.publisher import make_producer
-from streams.records import Outcome
+from streams.records import Decision, Outcome, encode
 from tests.deployment import (
     Deployment,
     Placed,
@@ -72,21 +72,25 @@ class Load:
     async def answer(self) -> None:
         """Report outcomes: some twice, some with the reward apart."""
         while True:
+            records = []
             for name, decision in (await self.rig.decisions()).items():
-                if name in self.answered or decision.arm is None or "probe" in name:
-                    continue
-                self.answered.add(name)
-                whole, root = answer(decision), decision.budget.partition("/")[0]
-                parts = [whole]
-                if self.chance.random() < 0.2:
-                    parts = [
-                        Outcome(request_id=name, reward=whole.reward),
-                        Outcome(request_id=name, usage=whole.usage),
-                    ]
-                if self.chance.random() < 0.1:
-                    parts += parts
-                await self.rig.report(root, *parts)
+                mine = name.startswith(f"{self.prefix}-") and name not in self.answered
+                if mine and decision.arm is not None:
+                    self.answered.add(name)
+                    root = decision.budget.partition("/")[0].encode()
+                    records += [(topics.OUTCOMES, root, encode(o)) for o in self.told(decision)]
+            await self.rig.produce(records)
             await asyncio.sleep(0.1)
+
+    def told(self, decision: Decision) -> list[Outcome]:
+        """Return the outcomes that the caller of one decision sends."""
+        parts = [answer(decision)]
+        if self.chance.random() < 0.2:
+            parts = [
+                Outcome(request_id=decision.request_id, reward=parts[0].reward),
+                Outcome(request_id=decision.request_id, usage=parts[0].usage),
+            ]
+        return parts * 2 if self.chance.random() < 0.1 else parts
 
     async def until(self, decided: int) -> None:
         """Return when so many requests of this load are decided."""
