@@ -190,5 +190,5 @@ class Machine:
         pages += [("reservation", n) for n in sorted(state.reservations._rows)]
         pages += [("window", f"{arm} {segment}") for arm, segment in state.windows.keys()]  # noqa: SIM118
         pages += [("arm", arm.arm) for arm in self.catalog.arms]
-        dumped = {page: msgspec.msgpack.decode(state.dump_page(page))[2] for page in pages}
+        dumped = {page: msgspec.msgpack.decode(state.dump_page(page))[-1] for page in pages}
         return {**dumped, ("budget", "all"): state.budgets.content()}
