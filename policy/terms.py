@@ -156,9 +156,14 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Which policy, its options and the number of features without the constant."""
+    """Which policy, its options, the number of features without the constant, and the segments.
+
+    Reward windows are kept for each of the ``segments``; requests of any other count under
+    ``other``, so that a producer cannot make state grow by inventing names.
+    """
 
     policy: str = "pareto"
     dimensions: int = 64
     seed: int = 0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    segments: tuple[str, ...] = ()

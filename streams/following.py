@@ -68,7 +68,11 @@ def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
             )
         )
     settings = Settings(
-        policy=entry.policy, dimensions=entry.dimensions, seed=entry.seed, options=entry.options
+        policy=entry.policy,
+        dimensions=entry.dimensions,
+        seed=entry.seed,
+        options=entry.options,
+        segments=tuple(entry.segments),
     )
     try:
         make_policy(settings)

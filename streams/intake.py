@@ -56,13 +56,16 @@ class Intake:
             max_output_tokens=request.max_output_tokens,
             at_ms=at_ms,
             seed=int.from_bytes(identity[:8], "little") ^ self.catalog.settings.seed,
-            segment=request.segment,
+            segment=self._segment(request.segment),
             arms=None if request.arms is None else frozenset(request.arms),
             capabilities=frozenset(request.capabilities),
             latency_ms_max=request.latency_ms_max,
             deadline_ms=request.deadline_ms,
             name=request.request_id,
         )
+
+    def _segment(self, name: str) -> str:
+        return name if name == "all" or name in self.catalog.settings.segments else "other"
 
     def _check_arms(self, names: list[str]) -> None:
         declared = {arm.arm for arm in self.catalog.arms}

@@ -230,8 +230,11 @@ def _folded(
             price = Price(
                 version=tag.version, input=tag.input, output=tag.output, cached=tag.cached
             )
+        request = requests[decision.offsets.request]
+        # As it was counted then, whichever segments the catalog names now.
+        request.segment = decision.segment
         choice = Choice(
-            request=requests[decision.offsets.request],
+            request=request,
             row=0,
             arm=decision.arm,
             rejected=decision.rejected,

@@ -223,13 +223,18 @@ class BudgetEntry(Record, tag_field="kind", tag="budget"):
 
 
 class PolicyEntry(Record, tag_field="kind", tag="policy"):
-    """Which policy decides, and how requests become features. Key ``policy``."""
+    """Which policy decides, and how requests become features. Key ``policy``.
+
+    Reward windows are kept by arm for each of the ``segments``; a request of another segment
+    counts under ``other``.
+    """
 
     policy: Identifier = "pareto"
     dimensions: Annotated[int, Meta(ge=1, le=1_024)] = 64
     encoder: Literal["none", "lexical"] = "lexical"
     seed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     options: dict[str, float | int | str | bool] = {}
+    segments: Annotated[list[Identifier], Meta(max_length=256)] = []
 
 
 CatalogEntry = ArmEntry | PriceEntry | BudgetEntry | PolicyEntry

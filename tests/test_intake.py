@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,3 +153,14 @@ def test_hostile_bytes_have_a_reason(data: bytes) -> None:
             decode(kind, data)
     with pytest.raises(BadRecordError):
         decode_catalog(data)
+
+
+def test_a_segment_that_the_catalog_does_not_name_counts_under_other() -> None:
+    named = replace(CATALOG, settings=replace(CATALOG.settings, segments=("extraction",)))
+    intake = Intake(named, None)
+    taken = [
+        intake.request(b"acme", raw(features=[0.0] * named.settings.dimensions, **more),
+                       offset=5, at_ms=7).segment
+        for more in ({"segment": "extraction"}, {"segment": "x" * 90}, {})
+    ]  # fmt: skip
+    assert taken == ["extraction", "other", "all"]
