@@ -97,12 +97,9 @@ async def outcomes(deployment: Deployment, count: int) -> list[Outcome]:
     return [decode(Outcome, record.value) for record in records]
 
 
-def copies(records: list[Placed]) -> dict[int, list[tuple[str, bytes | None, bytes | None]]]:
-    """Return the records to write once more, by partition."""
-    found: dict[int, list[tuple[str, bytes | None, bytes | None]]] = {}
-    for record in records:
-        found.setdefault(record.partition, []).append((record.topic, record.key, record.value))
-    return found
+def copies(records: list[Placed]) -> list[tuple[str, bytes | None, bytes | None, int]]:
+    """Return the records to write once more, each with its partition."""
+    return [(record.topic, record.key, record.value, record.partition) for record in records]
 
 
 def test_every_example_is_found() -> None:
@@ -147,8 +144,7 @@ async def test_examples_send_act_and_settle(
             for record in await deployment.read_all(topics.DECISIONS)
             if decode(Decision, record.value).request_id in SENT
         ]
-        for partition, again in copies(records).items():
-            await deployment.produce(again, partition=partition)
+        await deployment.produce(copies(records))
 
         for number, name in enumerate(("act_aiokafka.py", "act_confluent.py"), 1):
             with model() as (url, calls):
