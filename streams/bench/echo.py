@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import tempfile
 from typing import Any
 
 from streams.publisher import make_producer
@@ -60,6 +61,8 @@ def stock(kafka: str) -> None:
         value_serializer="raw",
         consumer_auto_offset_reset="earliest",
         web_enabled=False,
+        # Faust makes a folder for its tables, although this app has none.
+        datadir=tempfile.mkdtemp(prefix="tollway-bench-stock-"),
     )
     source, target = app.topic(SOURCE), app.topic(TARGET)
 
