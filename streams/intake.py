@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from policy.catalog import Catalog
 from policy.state import Arrival, Incoming
-from streams.records import BadRecordError, Outcome, Request, decode
+from streams.records import BadRecordError, Outcome, Request, decode, request_digest
 
 Encode = Callable[[Sequence[str]], NDArray[Any]]
 FEATURE_MAX = 1e6
@@ -136,11 +136,6 @@ class Intake:
             latency_ms=outcome.latency_ms,
             error=outcome.error is not None,
         )
-
-
-def request_digest(root: str, request_id: str) -> bytes:
-    """Return 16 bytes that name a request of this budget root; in hex, the decision's id."""
-    return hashlib.blake2b(f"{root}/{request_id}".encode(), digest_size=16).digest()
 
 
 def _print(content: bytes) -> int:

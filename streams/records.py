@@ -321,6 +321,11 @@ def _decoder(kind: Any) -> Any:
     return msgspec.json.Decoder(kind)
 
 
+def request_digest(root: str, request_id: str) -> bytes:
+    """Return 16 bytes that name a request of this budget root."""
+    return hashlib.blake2b(f"{root}/{request_id}".encode(), digest_size=16).digest()
+
+
 def decision_id(root: str, request_id: str) -> str:
     """Return the decision's id: the request's, hashed together with its budget root.
 
@@ -329,7 +334,7 @@ def decision_id(root: str, request_id: str) -> str:
     >>> decision_id("acme", "r1") == decision_id("acme", "r1") != decision_id("other", "r1")
     True
     """
-    return hashlib.blake2b(f"{root}/{request_id}".encode(), digest_size=16).hexdigest()
+    return request_digest(root, request_id).hex()
 
 
 _encoder = msgspec.json.Encoder()

@@ -174,12 +174,9 @@ async def _produce(
     kafka: str, topic: str, values: Sequence[tuple[bytes, bytes]], partitions: int
 ) -> None:
     """Write the backlog, by the partition that the key's hash gives."""
-    from aiokafka.partitioner import DefaultPartitioner
-
-    partitioner, numbers = DefaultPartitioner(), list(range(partitions))
     by_partition: dict[int, list[tuple[bytes, bytes]]] = {}
     for key, value in values:
-        by_partition.setdefault(partitioner(key, numbers, numbers), []).append((key, value))
+        by_partition.setdefault(topics.home_partition(key, partitions), []).append((key, value))
     producer = make_producer(kafka)
     await producer.start()
     try:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
-from aiokafka.partitioner import DefaultPartitioner
 from msgspec import Struct
 
+from streams import topics
 from streams.explain.trace import Placed
 from streams.log import LogReader
 from streams.records import BadRecordError, decode
@@ -65,7 +65,7 @@ class TraceReader(LogReader):
 
 def partition_of(root: str, numbers: Sequence[int]) -> int:
     """Return the partition that the key of this budget root belongs to."""
-    return int(DefaultPartitioner()(root.encode(), sorted(numbers), sorted(numbers)))
+    return topics.home_partition(root.encode(), len(numbers))
 
 
 def is_about(value: bytes | None, request_id: str) -> bool:
