@@ -23,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streams import topics
 from streams.bench.echo import SOURCE, TARGET
+from streams.bench.figures import table
 from streams.client import Client, root_of
 from streams.log import LogReader
 from streams.publisher import Outbox, make_producer
@@ -252,3 +253,14 @@ def _cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def show(result: dict[str, Any]) -> str:
+    """Return the result as a table."""
+    rows = [
+        [name, rate["median"], rate["min"], rate["max"], result["ratios"].get(name, "")]
+        for name, rate in result["per_s"].items()
+    ]
+    return table(
+        rows, header=["a second", "median", "min", "max", "decisions are so many times it"]
+    )

@@ -1,66 +1,118 @@
-"""The command that measures."""
+"""``tollway bench``: what is measured, each beside something else in the same run."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from streams.commands.common import fail
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; medians and spreads are of them.")]
+Arms = Annotated[int, typer.Option(min=1, max=1_000)]
+Features = Annotated[int, typer.Option(min=1, max=4_096)]
+Budgets = Annotated[int, typer.Option(min=1)]
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``bench``."""
-
-    @app.command()
-    def bench(
-        name: Annotated[str, typer.Argument(help="pipeline")],
-        requests: Annotated[int, typer.Option(min=1_000, help="Requests in a round.")] = 60_000,
-        rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
-        arms: Annotated[int, typer.Option(min=1)] = 10,
-        features: Annotated[int, typer.Option(min=1)] = 26,
-        budgets: Annotated[int, typer.Option(min=1)] = 64,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    ) -> None:
-        """Measure one worker on a broker of its own, beside raw aiokafka and stock Faust."""
-        from streams.bench.pipeline import Shape
-
-        if name != "pipeline":
-            fail(f"no benchmark {name!r}; there is pipeline")
-        shape = Shape(
-            arms=arms, features=features, budgets=budgets, requests=requests, rounds=rounds
-        )
-        result = asyncio.run(_pipeline(shape))
-        if as_json:
-            typer.echo(json.dumps(result))
-        else:
-            _show(result)
+    """Add the group ``bench``."""
+    group = typer.Typer(name="bench", help="Benchmarks.", no_args_is_help=True)
+    app.add_typer(group)
+    group.command()(core)
+    group.command()(policy)
+    group.command()(pipeline)
 
 
-async def _pipeline(shape: Any) -> dict[str, Any]:
-    from streams.bench.pipeline import measure
+def core(
+    requests: Annotated[int, typer.Option(min=1, help="Requests in a round.")] = 8_192,
+    rounds: Rounds = 5,
+    arms: Arms = 10,
+    features: Features = 26,
+    budgets: Budgets = 64,
+    levels: Annotated[int, typer.Option(min=2, max=6, help="Length of a budget path.")] = 2,
+    chunk: Annotated[int, typer.Option(min=1, help="Requests decided in one call.")] = 512,
+    outcomes: Annotated[bool, typer.Option(help="Settle each request's outcome too.")] = True,
+    profile: Annotated[
+        str, typer.Option(help="Print functions sorted by this instead: tottime or cumtime.")
+    ] = "",
+    lines: Annotated[int, typer.Option(min=1, help="Functions that --profile prints.")] = 45,
+    as_json: AsJson = False,
+) -> None:
+    """Time the hot path step by step, without Kafka."""
+    from streams.bench import core as bench
+    from streams.bench.workload import Workload
+
+    workload = Workload(arms=arms, features=features, budgets=budgets, levels=levels)
+    if profile:
+        typer.echo(
+            bench.profile(
+                workload, requests=requests, chunk=chunk, outcomes=outcomes, sort=profile,
+                lines=lines,
+            )
+        )  # fmt: skip
+        return
+    result = bench.measure(
+        workload, requests=requests, chunk=chunk, rounds=rounds, outcomes=outcomes, say=_say
+    )
+    _tell(result, bench.show, as_json=as_json)
+
+
+def policy(
+    requests: Annotated[int, typer.Option(min=1, help="Requests in a round.")] = 8_192,
+    rounds: Rounds = 5,
+    arms: Arms = 3,
+    features: Features = 26,
+    as_json: AsJson = False,
+) -> None:
+    """Decide and learn without Kafka, beside the package ``paretobandit`` on the same vectors."""
+    from streams.bench import policy as bench
+
+    result = bench.measure(requests=requests, rounds=rounds, arms=arms, features=features, say=_say)
+    _tell(result, bench.show, as_json=as_json)
+
+
+def pipeline(
+    requests: Annotated[int, typer.Option(min=1_000, help="Requests in a round.")] = 60_000,
+    rounds: Rounds = 3,
+    arms: Arms = 10,
+    features: Features = 26,
+    budgets: Budgets = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Requests to decisions of one worker, beside programs that only pass records on."""
+    from streams.bench import pipeline as bench
+
+    shape = bench.Shape(
+        arms=arms, features=features, budgets=budgets, requests=requests, rounds=rounds
+    )
+    result = _with_kafka(lambda kafka, home: bench.measure(kafka, home, shape, say=_say))
+    _tell(result, bench.show, as_json=as_json)
+
+
+def _with_kafka(measure: Callable[[str, Path], Any]) -> dict[str, Any]:
+    """Run a benchmark on a broker of its own, in a folder that is removed again."""
     from streams.embedded import KafkaServer
 
-    with tempfile.TemporaryDirectory(prefix="tollway-bench-") as folder:
-        server = KafkaServer(Path(folder) / "kafka", heap_mb=1_024)
-        kafka = await asyncio.to_thread(server.start)
-        try:
-            return await measure(
-                kafka, Path(folder) / "home", shape, say=lambda line: typer.echo(line, err=True)
-            )
-        finally:
-            await asyncio.to_thread(server.stop)
+    async def run() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="tollway-bench-") as folder:
+            server = KafkaServer(Path(folder) / "kafka", heap_mb=1_024)
+            kafka = await asyncio.to_thread(server.start)
+            try:
+                result: dict[str, Any] = await measure(kafka, Path(folder) / "home")
+                return result
+            finally:
+                await asyncio.to_thread(server.stop)
+
+    return asyncio.run(run())
 
 
-def _show(result: dict[str, Any]) -> None:
-    for name, rate in result["per_s"].items():
-        ratio = result["ratios"].get(name)
-        typer.echo(
-            f"{name:12} {rate['median']:>9,}/s  ({rate['min']:,} to {rate['max']:,})"
-            + (f"  decisions are {ratio:.3f} of it" if ratio else "")
-        )
-    typer.echo(f"worker CPU: {result['worker_cpu_s_per_million']} s per million decisions")
+def _tell(result: dict[str, Any], show: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:
+    typer.echo(json.dumps(result) if as_json else show(result))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
