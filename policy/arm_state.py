@@ -45,7 +45,10 @@ class ArmState:
 
     def merge(self, source: int, experience: int, reward: Floats, length: Floats) -> None:
         """Count what another partition has learned, instead of what it had before."""
-        self.elsewhere[source] = (experience, reward, length)
+        # Sums of floats depend on their order: by partition, not by who was read first.
+        self.elsewhere = dict(
+            sorted({**self.elsewhere, source: (experience, reward, length)}.items())
+        )
         self._summed = None
 
     def dump(self) -> bytes:

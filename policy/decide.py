@@ -63,6 +63,10 @@ class Decided:
     ``choices[i]`` is to be written at offset ``first_offset + i`` of the decisions. ``batch`` is
     the offset of the first request among them. Conflicts are requests whose id was decided before
     with another content.
+
+    A replay needs the whole round: ``waited`` are the requests that were ranked in it and wait,
+    ``waiting_before`` is how many waited before it, ``fresh_from`` the offset of its first new
+    request (-1 without one), ``curve_at`` the position of its spend curve (-1 without one).
     """
 
     first_offset: int
@@ -74,6 +78,10 @@ class Decided:
     duplicates: list[Incoming]
     conflicts: list[Incoming]
     released: list[tuple[Arrival, Verdict]]
+    waited: list[Incoming]
+    waiting_before: int
+    fresh_from: int
+    curve_at: int
 
 
 def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decided:
@@ -100,6 +108,7 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
     curve = state.curve, state.curve_at
     state.budgets.begin_journal()
     expired = expire(state, now_ms, cause=2 * first_offset + 1)
+    waiting_before = len(state.waiting)
     fresh, duplicates, conflicts = _new_requests(state, requests)
     batch = [*_waiting(state, now_ms), *fresh]
     rolls = state.budgets.journal_length()
@@ -108,10 +117,12 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
     rounds = make_round(state, batch, now_ms=now_ms)
     choices: list[Choice] = []
     released: list[tuple[Arrival, Verdict]] = []
+    waited: list[Incoming] = []
     for row, request in enumerate(batch):
         choice = _decide_one(state, rounds, row, request, now_ms=now_ms)
         if choice is None:
             _wait(state, request)
+            waited.append(request)
             continue
         state.waiting.pop(request.id, None)
         offset = first_offset + len(choices)
@@ -136,6 +147,10 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
         duplicates=duplicates,
         conflicts=conflicts,
         released=released,
+        waited=waited,
+        waiting_before=waiting_before,
+        fresh_from=fresh[0].offset if fresh else -1,
+        curve_at=-1 if state.curve is None else state.curve_at,
     )
 
 

@@ -12,6 +12,7 @@ from streams.records import (
     Decision,
     PriceTag,
     Seen,
+    Waiting,
     encode,
 )
 
@@ -26,7 +27,7 @@ def decision_records(
     reward, score = rounds.reward.round(6).tolist(), rounds.score.round(6).tolist()
     cost, bound = rounds.cost_nanousd.tolist(), rounds.bound_nanousd.tolist()
     words = [WHY_NOT[code] for code in rounds.why_not[0].tolist()] if len(rounds.why_not) else []
-    records = []
+    records: list[bytes] = []
     for choice in decided.choices:
         row, scores = choice.row, score[choice.row]
         if choice.why_not or not rounds.uniform_why:
@@ -53,19 +54,30 @@ def decision_records(
                         outcomes=decided.outcomes,
                         catalog=catalog,
                         statistics=statistics,
+                        decisions=decided.first_offset,
+                        curve=decided.curve_at,
                     ),
                     policy=policy,
                     features=features,
                     seed=seed,
+                    waiting=None if records else _waiting(decided),
                 )
             )
         )
     return records
 
 
+def _waiting(decided: Decided) -> Waiting | None:
+    """Return what a replay must know of waiting requests; None where there are none."""
+    if not decided.waited and not decided.waiting_before:
+        return None
+    tried = sorted(request.offset for request in decided.waited)
+    return Waiting(before=decided.waiting_before, fresh=decided.fresh_from, tried=tried)
+
+
 def _decision(
     choice: Choice, *, candidates: list[Any], decided_ms: int, expires_ms: int, seen: Seen,
-    policy: str, features: str, seed: int,
+    policy: str, features: str, seed: int, waiting: Waiting | None,
 ) -> Decision:  # fmt: skip
     request, price = choice.request, choice.price
     return Decision(
@@ -94,4 +106,5 @@ def _decision(
         seed=seed,
         candidates=candidates,
         budgets=list(choice.budgets),  # type: ignore[arg-type]  # tuples in the order of its fields
+        waiting=waiting,
     )

@@ -118,7 +118,9 @@ class Seen(Struct, gc=False):
     """What the state had seen when it decided; with the topics this makes a replay exact.
 
     ``request`` is this request's own offset; ``batch`` is the offset of the first request that
-    was decided in the same call; the others are the next offsets that were not applied yet.
+    was decided in the same call; the others are the next offsets that were not applied yet, of
+    the ``decisions`` before the call. ``curve`` is the position in the decisions at which the
+    spend curve was made that the pacers read; -1 without one.
     """
 
     request: int
@@ -126,6 +128,20 @@ class Seen(Struct, gc=False):
     outcomes: int
     catalog: int
     statistics: int
+    decisions: int = -1
+    curve: int = -1
+
+
+class Waiting(Struct, gc=False):
+    """Requests that took part in a call without being decided: they wait for money in flight.
+
+    ``before`` is how many waited before the call; requests from offset ``fresh`` on were new in
+    it; ``tried`` are the offsets of those that were ranked with the others, and wait on.
+    """
+
+    before: int
+    fresh: int
+    tried: list[int]
 
 
 class Decision(Record):
@@ -133,6 +149,7 @@ class Decision(Record):
 
     Either ``arm`` is set, or ``rejected`` with one word of reason. ``max_output_tokens`` is the
     output cap that the caller must pass to the model: the reservation is its upper bound.
+    ``waiting`` is in the first decision of a call only.
     """
 
     decision_id: str
@@ -157,6 +174,7 @@ class Decision(Record):
     seed: int = 0
     candidates: list[Candidate] = []
     budgets: list[BudgetPosition] = []
+    waiting: Waiting | None = None
 
 
 class Usage(Struct, forbid_unknown_fields=True, gc=False, omit_defaults=True):
