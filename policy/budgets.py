@@ -2,33 +2,39 @@
 
 Laws of this module, held by properties in the tests:
 
-- ``reserve`` succeeds only if ``reserved + settled + amount <= limit`` on every budget of the path.
+- what is held was free before: ``reserved + settled + amount <= limit`` on every budget of a path.
 - A reservation ends once: settled, or expired as spent and later corrected.
 - A window's amounts belong to the window in which the request was decided; when a new window has
   begun, what still settles from the former one does not touch it.
 
-Budgets lie in pages of ``PAGE`` for checkpoints; every change passes the page's gate, so that a
-log can be folded over a page that already holds a part of it (``policy.pages``).
+Budgets are the rows of one table, in pages of ``PAGE`` for checkpoints; every change passes the
+page's gate, so that a log can be folded over a page that already holds a part of it
+(``policy.pages``). Which budgets a request is held on is its *path*, a small number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from policy.calendar import window_end_ms, window_start_ms
 from policy.catalog import BudgetSpec, Catalog
 from policy.money import NANO_PER_USD
-from policy.pacer import Pace, Plan, charge, correct, roll
+from policy.pace import PACER_DTYPE, Pacing, add_amounts, charge, correct, hold, roll
+from policy.pacer import Plan
 from policy.pages import Gate, PageKey
+from policy.paths import Pairs, Paths
+from policy.terms import Bools, Floats, Ints
 
 PAGE = 128
 """Budgets in one page."""
 
-Path = tuple[int, ...]
-"""The budgets of a request, root first, as indices into the columns."""
+_AMOUNTS = [(n, "<i8") for n in ("reserved", "settled", "window_start", "window_end")]
+BUDGET_DTYPE = np.dtype(_AMOUNTS + PACER_DTYPE.descr)
 
 
 class Budgets:
@@ -37,86 +43,126 @@ class Budgets:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._index: dict[str, int] = {}
-        self._paths: dict[str, Path] = {}
-        self._named: dict[str, Path] = {}
-        self._pages: list[PageKey] = []
+        self._leaves: dict[str, int] = {}
         self._specs: Mapping[str, BudgetSpec] = {}
         self.names: list[str] = []
-        self.limit: list[int] = []
-        self.reserved: list[int] = []
-        self.settled: list[int] = []
-        self.window_start: list[int] = []
-        self.window_end: list[int] = []
-        self.paces: list[Pace] = []
-        self._journal: list[tuple[int, int, int, int, int, bytes]] | None = None
+        self.paths = Paths(self._ensure)
+        self._table: NDArray[Any] = np.zeros(0, BUDGET_DTYPE)
+        self._limit: Ints = np.zeros(0, np.int64)
+        self._ceiling_usd: Floats = np.zeros(0)
+        self._paced: Bools = np.zeros(0, np.bool_)
+        self._pid: Bools = np.zeros(0, np.bool_)
+        self._journal: list[tuple[int, bytes]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
+    # -- columns, shape (m,); what they show changes with the state
+
+    @property
+    def limit(self) -> Ints:
+        """Return the limits in nano-dollars."""
+        return self._limit[: len(self.names)]
+
+    @property
+    def reserved(self) -> Ints:
+        """Return what is held for calls in flight, in nano-dollars."""
+        return self._column("reserved")
+
+    @property
+    def settled(self) -> Ints:
+        """Return what is spent in the window, in nano-dollars."""
+        return self._column("settled")
+
+    @property
+    def window_start(self) -> Ints:
+        """Return when the windows began, in milliseconds; -1 for a budget never used."""
+        return self._column("window_start")
+
+    def _column(self, name: str) -> Ints:
+        column: Ints = self._table[name][: len(self.names)]
+        return column
+
+    # -- which budgets there are
+
     def set_catalog(self, catalog: Catalog) -> None:
         """Take limits and windows from the catalog; amounts stay as they are."""
         self._specs = catalog.budgets
-        self._paths.clear()
-        for name, index in self._index.items():
-            spec = self._specs.get(name)
-            self.limit[index] = spec.limit_nanousd if spec else 0
+        self._leaves.clear()
+        for index, name in enumerate(self.names):
+            self._declare(index, name)
 
-    def path(self, budget: str) -> Path:
-        """Return the budgets declared now on this path, root first; empty if itself is not."""
-        found = self._paths.get(budget)
+    def _declare(self, index: int, name: str) -> None:
+        spec = self._specs.get(name)
+        per_request = None if spec is None else spec.per_request_nanousd
+        self._limit[index] = spec.limit_nanousd if spec else 0
+        self._ceiling_usd[index] = np.nan if per_request is None else per_request / NANO_PER_USD
+        self._paced[index] = spec is not None and spec.paced
+        self._pid[index] = spec is not None and spec.controller == "pid"
+
+    def path(self, budget: str) -> int:
+        """Return the path of the budgets declared now, root first; 0 (none) if itself is not."""
+        found = self._leaves.get(budget)
         if found is None:
             parts = budget.split("/") if budget in self._specs else []
             names = ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-            found = tuple(self._ensure(name) for name in names if name in self._specs)
-            self._paths[budget] = found
+            found = self.paths.number(" ".join(name for name in names if name in self._specs))
+            self._leaves[budget] = found
         return found
 
-    def named(self, names: str) -> Path:
-        """Return the budgets with these names, separated by spaces, whatever is declared now.
-
-        A decision is settled on the budgets on which it was reserved, also when one was declared
-        or removed since.
-        """
-        found = self._named.get(names)
-        if found is None:
-            found = self._named[names] = tuple(self._ensure(name) for name in names.split())
-        return found
+    def paths_of(self, budgets: Sequence[str]) -> Ints:
+        """Return the path of each of these budgets, shape (n,)."""
+        known = [self._leaves.get(budget) for budget in budgets]
+        if None in known:
+            known = [self.path(budget) for budget in budgets]
+        return np.array(known, np.int64)
 
     def _ensure(self, name: str) -> int:
         index = self._index.get(name)
-        if index is None:
-            index = self._append(name)
-        return index
+        return self._append(name) if index is None else index
 
     def _append(self, name: str) -> int:
         index = len(self.names)
+        if index == len(self._limit):
+            self._grow(max(2 * index, PAGE))
         if name:
             self._index[name] = index
-        spec = self._specs.get(name)
         self.names.append(name)
-        self.limit.append(spec.limit_nanousd if spec else 0)
-        self.reserved.append(0)
-        self.settled.append(0)
-        self.window_start.append(-1)
-        self.window_end.append(-1)
-        self.paces.append(Pace())
-        self._pages.append(("budget", index // PAGE))
+        self._declare(index, name)
         return index
 
-    def roll(self, path: Path, now_ms: int) -> None:
+    def _grow(self, size: int) -> None:
+        old = len(self._limit)
+        for column in ("_table", "_limit", "_ceiling_usd", "_paced", "_pid"):
+            array = getattr(self, column)
+            grown = np.zeros(size, array.dtype)
+            grown[:old] = array
+            setattr(self, column, grown)
+        self._table["window_start"][old:] = self._table["window_end"][old:] = -1
+
+    # -- windows
+
+    def roll(self, budgets: Ints, now_ms: int) -> None:
         """Begin the window that holds ``now_ms`` on the budgets where it has not begun."""
-        for index in path:
-            if now_ms >= self.window_end[index]:
-                self._begin_window(index, now_ms)
+        for index in budgets[now_ms >= self._table["window_end"][budgets]].tolist():
+            self._begin_window(index, now_ms)
+
+    def ended(self, budgets: Ints, now_ms: Ints) -> Bools:
+        """Return whether the window of each budget has ended at its time; shapes (p,)."""
+        result: Bools = now_ms >= self._table["window_end"][budgets]
+        return result
 
     def _begin_window(self, index: int, now_ms: int) -> None:
         self._note(index)
         spec = self._specs.get(self.names[index])
         window = spec.window if spec else "total"
         start, end = window_start_ms(window, now_ms), window_end_ms(window, now_ms)
-        self.window_start[index], self.window_end[index] = start, end
-        self.reserved[index] = self.settled[index] = 0
-        roll(self.paces[index], window_start_ms=start, window_end_ms=end)
+        row = self._table[index : index + 1]
+        row["window_start"], row["window_end"] = start, end
+        row["reserved"] = row["settled"] = 0
+        roll(self._table, index, window_start_ms=start, window_end_ms=end)
+
+    # -- taking back
 
     def begin_journal(self) -> None:
         """Keep what changes from here on, until :meth:`end_journal`."""
@@ -131,103 +177,133 @@ class Budgets:
         journal, self._journal = self._journal or [], None
         if undo_from is None:
             return
-        for index, reserved, settled, start, end, pacing in reversed(journal[undo_from:]):
+        for index, row in reversed(journal[undo_from:]):
             if index not in keep:
-                self.reserved[index], self.settled[index] = reserved, settled
-                self.window_start[index], self.window_end[index] = start, end
-                self.paces[index] = Pace.unpack(pacing)
+                self._table[index] = np.frombuffer(row, BUDGET_DTYPE)[0]
 
     def _note(self, index: int) -> None:
         if self._journal is not None:
-            self._journal.append((
-                index, self.reserved[index], self.settled[index], self.window_start[index],
-                self.window_end[index], self.paces[index].pack(),
-            ))  # fmt: skip
+            self._journal.append((index, self._table[index].tobytes()))
 
-    def free(self, path: Path) -> int:
+    # -- money
+
+    def free(self, path: int) -> int:
         """Return what may be reserved on the path now."""
-        return min([self.limit[i] - self.reserved[i] - self.settled[i] for i in path])
+        settled, reserved = self._table["settled"], self._table["reserved"]
+        members = self.paths.members(path)
+        return min([int(self._limit[i]) - int(reserved[i]) - int(settled[i]) for i in members])
 
-    def ultimate(self, path: Path) -> int:
+    def ultimate(self, path: int) -> int:
         """Return what may be reserved once everything in flight has settled at nothing."""
-        return min([self.limit[i] - self.settled[i] for i in path])
+        settled = self._table["settled"]
+        return min([int(self._limit[i]) - int(settled[i]) for i in self.paths.members(path)])
 
-    def take(
-        self,
-        path: Path,
-        *,
-        reserved: int,
-        expected_nanousd: int,
-        dual_price: Sequence[float],
-        planned_usd: Sequence[float],
-        now_ms: int,
-    ) -> None:
-        """Hold what a decision reserves on every budget of the path, and tell the pacers of it.
+    def hold(self, pairs: Pairs, *, reserved: Ints, expected_nanousd: Ints) -> None:
+        """Hold what decisions reserve on every budget of their paths, at once.
 
-        The caller has checked :meth:`free`; the two sequences have one number per budget.
+        The caller has checked that it is free, and calls :meth:`charge` once the batch is done.
+
+        Parameters
+        ----------
+        pairs : Pairs
+        reserved, expected_nanousd : ndarray of int64, shape (n,)
+            Of each request.
         """
-        self.roll(path, now_ms)
-        expected_usd = expected_nanousd / NANO_PER_USD
-        for index, price, planned in zip(path, dual_price, planned_usd, strict=True):
-            if self._gate.passes(self._pages[index]):
-                self.reserved[index] += reserved
-                charge(
-                    self.paces[index],
-                    expected_usd=expected_usd,
-                    now_ms=now_ms,
-                    dual_price=price,
-                    planned_usd=planned,
-                )
+        budget, row = self._passing(pairs)
+        np.add.at(self._table["reserved"], budget, reserved[row])
+        hold(self._table, budget, expected_nanousd[row])
+
+    def charge(
+        self, pairs: Pairs, *, expected_nanousd: Ints, dual_price: Floats, planned_usd: Floats,
+        now_ms: int,
+    ) -> None:  # fmt: skip
+        """Let the pacers follow a whole batch of decisions; see :func:`policy.pace.charge`.
+
+        The last two arrays are of ``pairs.budgets``.
+        """
+        passing = self._gate.passes_pages("budget", pairs.budgets // PAGE)
+        requests = np.zeros(len(pairs.budgets), np.int64)
+        cost = np.zeros(len(pairs.budgets), np.int64)
+        np.add.at(requests, pairs.place, 1)
+        np.add.at(cost, pairs.place, expected_nanousd[pairs.row])
+        # A budget of which all requests wait still is not charged.
+        kept = passing & (requests > 0)
+        budgets = pairs.budgets[kept]
+        rows = self._table[budgets]
+        charge(
+            rows,
+            requests=requests[kept],
+            cost_nanousd=cost[kept],
+            dual_price=dual_price[kept],
+            planned_usd=planned_usd[kept],
+            now_ms=now_ms,
+        )
+        self._table[budgets] = rows
 
     def settle(
-        self, path: Path, *, decided_ms: int, held: int, spent: int, delta_nanousd: int,
-        expected_nanousd: int, now_ms: int,
+        self, pairs: Pairs, *, decided_ms: Ints, held: Ints, spent: Ints, delta_nanousd: Ints,
+        expected_nanousd: Ints,
     ) -> None:  # fmt: skip
         """Release ``held`` from what is reserved and add ``spent`` to what is settled.
 
         Settlement releases the reservation and spends the cost; expiry releases it and spends all
         of it; a late true-up releases nothing and spends the (negative) difference.
-        ``delta_nanousd`` corrects the pacer.
+        ``delta_nanousd`` corrects the pacer. All arrays are of shape (n,), one number for each
+        call; the windows have been rolled.
         """
-        # A fold rolls where the log's time says so, wherever the live state rolled before.
-        self.roll(path, now_ms)
-        for index in path:
-            if decided_ms < self.window_start[index] or not self._gate.passes(self._pages[index]):
-                continue
-            self._note(index)
-            self.reserved[index] -= held
-            self.settled[index] += spent
-            correct(
-                self.paces[index],
-                delta_usd=delta_nanousd / NANO_PER_USD,
-                expected_usd=expected_nanousd / NANO_PER_USD,
-                now_ms=now_ms,
-            )
-
-    def plan(self, indices: Sequence[int]) -> Plan:
-        """Return the pacer's plan for these budgets."""
-        specs = [self._specs.get(self.names[i]) for i in indices]
-        per_request = [
-            np.nan if s is None or s.per_request_nanousd is None
-            else s.per_request_nanousd / NANO_PER_USD
-            for s in specs
-        ]  # fmt: skip
-        return Plan(
-            limit_usd=np.array([self.limit[i] / NANO_PER_USD for i in indices]),
-            window_start_ms=np.array([self.window_start[i] for i in indices], np.int64),
-            window_end_ms=np.array([self.window_end[i] for i in indices], np.int64),
-            per_request_usd=np.array(per_request, np.float64),
-            paced=np.array([s is not None and s.paced for s in specs], np.bool_),
-            pid=np.array([s is not None and s.controller == "pid" for s in specs], np.bool_),
+        budget, row = self._passing(pairs)
+        # A call of a window that has ended does not touch the present one.
+        mine = decided_ms[row] >= self._table["window_start"][budget]
+        budget, row = budget[mine], row[mine]
+        if self._journal is not None:
+            for index in sorted(set(budget.tolist())):
+                self._note(index)
+        np.subtract.at(self._table["reserved"], budget, held[row])
+        add_amounts(self._table["settled"], budget, spent[row])
+        correct(
+            self._table,
+            budget,
+            delta_nanousd=delta_nanousd[row],
+            expected_nanousd=expected_nanousd[row],
         )
+
+    def _passing(self, pairs: Pairs) -> tuple[Ints, Ints]:
+        """Return budget and row of those pairs whose page does not contain the change yet."""
+        passing = self._gate.passes_pages("budget", pairs.budgets // PAGE)
+        if passing.all():
+            return pairs.budget, pairs.row
+        kept = passing[pairs.place]
+        return pairs.budget[kept], pairs.row[kept]
+
+    # -- pacing
+
+    def rows(self, budgets: Ints) -> Pacing:
+        """Return a copy of the amounts and the pacing state of these budgets, shape (m,)."""
+        rows: Pacing = self._table[budgets]
+        return rows
+
+    def ceilings_usd(self, budgets: Ints) -> Floats:
+        """Return the per-request ceilings of these budgets; nan where there is none."""
+        ceilings: Floats = self._ceiling_usd[budgets]
+        return ceilings
+
+    def plan(self, budgets: Ints) -> Plan:
+        """Return the pacer's plan for these budgets."""
+        return Plan(
+            limit_usd=self._limit[budgets] / NANO_PER_USD,
+            window_start_ms=self._table["window_start"][budgets],
+            window_end_ms=self._table["window_end"][budgets],
+            per_request_usd=self._ceiling_usd[budgets],
+            paced=self._paced[budgets],
+            pid=self._pid[budgets],
+        )
+
+    # -- pages
 
     def dump_page(self, number: int) -> bytes:
         """Return one page as bytes."""
         part = slice(number * PAGE, min((number + 1) * PAGE, len(self.names)))
-        columns = (self.names, self.reserved, self.settled, self.window_start, self.window_end)
-        return msgspec.msgpack.encode(
-            [c[part] for c in columns] + [[pace.pack() for pace in self.paces[part]]]
-        )
+        return msgspec.msgpack.encode([self.names[part], self._table[part].tobytes()])
 
     def load_page(self, number: int, data: bytes) -> None:
         """Put a page back, before any other change.
@@ -235,24 +311,23 @@ class Budgets:
         A page before it may never have been written; its places stay empty, and the budgets that
         it had are placed anew while the log is folded.
         """
-        names, reserved, settled, start, end, paces = msgspec.msgpack.decode(data)
+        names, rows = msgspec.msgpack.decode(data)
         while len(self.names) < number * PAGE:
             self._append("")
         for name in names:
             self._append(name)
         part = slice(number * PAGE, number * PAGE + len(names))
-        self.reserved[part], self.settled[part] = reserved, settled
-        self.window_start[part], self.window_end[part] = start, end
-        self.paces[part] = [Pace.unpack(packed) for packed in paces]
+        self._table[part] = np.frombuffer(rows, BUDGET_DTYPE)
 
-    def content(self) -> dict[str, tuple[int, int, int, int, bytes]]:
+    def content(self) -> dict[str, bytes]:
         """Return what is known of each budget that was ever used, wherever it is placed."""
-        columns = zip(
-            self.names, self.reserved, self.settled, self.window_start, self.window_end,
-            strict=True,
-        )  # fmt: skip
         return {
-            name: (reserved, settled, start, end, self.paces[index].pack())
-            for index, (name, reserved, settled, start, end) in enumerate(columns)
-            if name and start >= 0
+            name: self._table[index].tobytes()
+            for index, name in enumerate(self.names)
+            if name and self._table["window_start"].item(index) >= 0
         }
+
+
+def page_of(index: int) -> PageKey:
+    """Return the page of the budget with this index."""
+    return ("budget", index // PAGE)

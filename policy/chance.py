@@ -34,13 +34,12 @@ def uniforms(seeds: Seeds, *, stream: int) -> Floats:
     array([0.36819 , 0.392216])
     """
     # Hashed once before the stream is added: neighbouring seeds would share draws otherwise.
-    state = _scramble(seeds.astype(np.uint64) + _STEP) + np.uint64(
-        (stream + 1) * int(_STEP) % 2**64
-    )
-    return (_scramble(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    state = scramble(seeds.astype(np.uint64) + _STEP) + np.uint64((stream + 1) * int(_STEP) % 2**64)
+    return (scramble(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _scramble(state: Seeds) -> Seeds:
+def scramble(state: Seeds) -> Seeds:
+    """Return well-mixed 64 bits of each number, shape (n,)."""
     state = (state ^ (state >> np.uint64(30))) * _MIX_1
     state = (state ^ (state >> np.uint64(27))) * _MIX_2
     return state ^ (state >> np.uint64(31))

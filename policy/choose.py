@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy import eligibility
-from policy.budgets import Path
 from policy.money import NANO_PER_USD, Price, bound_nanousd
-from policy.pacer import affordable, dual_price, pacing_of
-from policy.state import Incoming, State
+from policy.pacer import affordable, dual_price, standing_of
+from policy.paths import Pairs
+from policy.requests import Requests
+from policy.state import State
 from policy.terms import Bools, Contexts, Floats, Ints
 
 OUTPUT_SHARE = 0.95
@@ -22,7 +23,7 @@ _UNSEEN_MULTIPLE = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Round:
-    """A batch as arrays: ``n`` requests, ``k`` arms.
+    """A batch as arrays: ``n`` requests, ``k`` arms, ``m`` budgets.
 
     Parameters
     ----------
@@ -35,32 +36,40 @@ class Round:
         As the policy ranked them, at the dual price of each request.
     cost_nanousd, bound_nanousd : ndarray of int64, shape (n, k)
         Expected and largest possible cost; the expected never exceeds the bound.
-    first, first_bound, any_eligible, explored : list of length n
-        Column that the policy put first, what it would reserve, whether there is any, and whether
-        chance put it there. Plain lists, because they are read one by one.
-    paths : list of n tuples
-        Budgets of each request.
-    budget_price : dict
-        For each budget: dual price, and dollars per request that the spend curve foretells there.
-    ceilinged : frozenset of int
-        Budgets that have a per-request ceiling.
+    first, first_bound, first_cost : ndarray of int64, shape (n,)
+        Column that the policy put first, what it would reserve and is expected to cost.
+    first_cheapest, explored : ndarray of bool, shape (n,)
+        Whether no eligible arm is cheaper than the first, and whether chance put it there.
+    quick : ndarray of bool, shape (n,)
+        Whether nothing but a cap or a ceiling can keep the request from its first arm.
+    paths : ndarray of int64, shape (n,)
+        Path of each request.
+    pairs : Pairs
+        Of the same paths.
+    dual_price, planned_usd, ceiling_usd : ndarray, shape (m,)
+        Of ``pairs.budgets``: the price, the dollars per request that the spend curve foretells
+        there, and the per-request ceiling, nan where there is none.
     """
 
     eligible: Bools
-    why_not: Ints
+    why_not: eligibility.Codes
     uniform_why: bool
     reward: Floats
     score: Floats
     propensity: Floats
     cost_nanousd: Ints
     bound_nanousd: Ints
-    first: list[int]
-    first_bound: list[int]
-    any_eligible: list[bool]
-    explored: list[bool]
-    paths: list[Path]
-    budget_price: dict[int, tuple[float, float]]
-    ceilinged: frozenset[int]
+    first: Ints
+    first_bound: Ints
+    first_cost: Ints
+    first_cheapest: Bools
+    explored: Bools
+    quick: Bools
+    paths: Ints
+    pairs: Pairs
+    dual_price: Floats
+    planned_usd: Floats
+    ceiling_usd: Floats
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,24 +86,40 @@ class Found:
     why_not: Sequence[int] = ()
 
 
-def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round:
+def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_ms: int) -> Round:
     """Rank the arms for a batch at the dual prices of its budgets; changes only the curve."""
-    contexts = _contexts(batch, state.dimensions + 1)
-    paths = [state.budgets.path(r.budget) for r in batch]
-    if batch:
+    contexts = Contexts(
+        features=batch.features.astype(np.float64),
+        input_tokens=batch.input_tokens,
+        max_output_tokens=batch.max_output_tokens,
+        seeds=batch.seeds,
+    )
+    if len(batch):
         state.refresh_curve(contexts)
-    eligible, why_not = eligibility.judge(state, batch, contexts, now_ms=now_ms)
-    budget_price, ceilinged = _budget_prices(state, paths, now_ms=now_ms)
-    price = np.array([max((budget_price[i][0] for i in path), default=0.0) for path in paths])
+    eligible, why_not = eligibility.judge(state, batch, now_ms=now_ms)
+    plan = state.budgets.plan(pairs.budgets)
+    prices = dual_price(state.budgets.rows(pairs.budgets), plan, state.curve, now_ms=now_ms)
+    # Several budgets may bind one request: the largest price lets each follow its plan.
+    price = np.zeros(len(batch))
+    np.maximum.at(price, pairs.row, prices[pairs.place])
     ranking = state.policy.rank(contexts, dual_price=price, eligible=eligible)
     bound = _bounds(state, contexts)
-    cost = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
+    expected = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
+    cost = np.minimum(expected, bound).astype(np.int64)
     score = np.where(eligible, ranking.score, -np.inf)
     barred = eligible & (score == -np.inf)
     if barred.any():
-        eligible, why_not = eligible & ~barred, np.where(barred, eligibility.POLICY, why_not)
-    rows = np.arange(len(batch))
-    first = score.argmax(axis=1) if len(state.catalog.arms) else np.zeros(len(batch), np.int64)
+        eligible = eligible & ~barred
+        why_not[barred] = eligibility.POLICY
+    rows, first = np.arange(len(batch)), np.zeros(len(batch), np.int64)
+    first_bound, first_cost, cheapest = first, first, np.zeros(len(batch), np.bool_)
+    if len(state.catalog.arms):
+        first = score.argmax(axis=1)
+        first_bound, first_cost = bound[rows, first], cost[rows, first]
+        cheapest = first_cost <= np.where(eligible, cost, np.iinfo(np.int64).max).min(axis=1)
+    quick = np.logical_or.reduce(eligible, axis=1) & (state.budgets.paths.depths(paths) > 0)
+    for row, constraints in batch.constraints.items():
+        quick[row] &= constraints.deadline_ms is None
     return Round(
         eligible=eligible,
         why_not=why_not,
@@ -102,38 +127,34 @@ def make_round(state: State, batch: Sequence[Incoming], *, now_ms: int) -> Round
         reward=ranking.reward,
         score=score,
         propensity=ranking.propensity,
-        cost_nanousd=np.minimum(cost, bound).astype(np.int64),
+        cost_nanousd=cost,
         bound_nanousd=bound,
-        first=first.tolist(),
-        first_bound=bound[rows, first].tolist() if len(state.catalog.arms) else [0] * len(batch),
-        any_eligible=np.logical_or.reduce(eligible, axis=1).tolist(),
-        explored=ranking.explored.tolist(),
+        first=first,
+        first_bound=first_bound,
+        first_cost=first_cost,
+        first_cheapest=cheapest,
+        explored=ranking.explored,
+        quick=quick,
         paths=paths,
-        budget_price=budget_price,
-        ceilinged=ceilinged,
+        pairs=pairs,
+        dual_price=prices,
+        planned_usd=state.curve.cost_at(prices) if state.curve else np.zeros(len(prices)),
+        ceiling_usd=plan.per_request_usd,
     )
 
 
 def reserve_best(
-    state: State, rounds: Round, row: int, request: Incoming, *, patient: bool = True
+    state: State, rounds: Round, row: int, batch: Requests, *, patient: bool = True
 ) -> Found:
     """Return the best arm of a row that fits its ceilings and caps; the state is not changed.
 
     A ``patient`` request waits for its best arm where that fits once money in flight comes back;
     another takes a lower output cap, or the next arm, if that fits now.
     """
-    path = rounds.paths[row]
-    free = state.budgets.free(path)
-    bound = rounds.first_bound[row]
-    if bound <= free and rounds.ceilinged.isdisjoint(path):
-        return Found(
-            arm=rounds.first[row],
-            reserved_nanousd=bound,
-            max_output_tokens=request.max_output_tokens,
-        )
-    ultimate = state.budgets.ultimate(path)
+    path = rounds.paths.item(row)
+    free, ultimate = state.budgets.free(path), state.budgets.ultimate(path)
     why_not = rounds.why_not[row].tolist()
-    within = _within_ceilings(state, rounds, row, path)
+    within = _within_ceilings(state, rounds, row)
     rejected = "over_ceiling"
     for column in np.argsort(-rounds.score[row], kind="stable").tolist():
         if not rounds.eligible[row, column]:
@@ -143,8 +164,8 @@ def reserve_best(
             continue
         bound = int(rounds.bound_nanousd[row, column])
         if bound <= free:
-            return _found(request, column, bound, why_not=why_not)
-        need = _least_bound(state, rounds, row, column, request)
+            return _found(batch, row, column, bound, why_not=why_not)
+        need = _least_bound(state, rounds, row, column, batch)
         why_not[column] = eligibility.CAP
         if need > ultimate:
             if rejected != "budget_busy":
@@ -152,7 +173,7 @@ def reserve_best(
             continue
         if need <= free and (bound > ultimate or not patient):
             # Not all that is free: the next request would have to wait for this one.
-            return _lowered(state, request, column, need, why_not)
+            return _lowered(state, batch, row, column, need, why_not)
         rejected = "budget_busy"
         if patient:
             break
@@ -160,36 +181,25 @@ def reserve_best(
 
 
 def _lowered(
-    state: State, request: Incoming, column: int, amount: int, why_not: list[int]
+    state: State, batch: Requests, row: int, column: int, amount: int, why_not: list[int]
 ) -> Found:
-    price = state.prices[column]
+    price, input_tokens = state.prices[column], batch.input_tokens.item(row)
     assert price is not None
-    cap = _output_that_fits(price, request.input_tokens, amount)
-    bound = bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=cap)
-    return _found(request, column, bound, cap=cap, why_not=why_not)
+    cap = _output_that_fits(price, input_tokens, amount)
+    bound = bound_nanousd(price, input_tokens=input_tokens, output_tokens=cap)
+    return _found(batch, row, column, bound, cap=cap, why_not=why_not)
 
 
 def _found(
-    request: Incoming, column: int, reserved: int, *, why_not: list[int], cap: int | None = None
-) -> Found:
+    batch: Requests, row: int, column: int, reserved: int, *, why_not: list[int],
+    cap: int | None = None,
+) -> Found:  # fmt: skip
     why_not[column] = 0
     return Found(
         arm=column,
         reserved_nanousd=reserved,
-        max_output_tokens=request.max_output_tokens if cap is None else cap,
+        max_output_tokens=batch.max_output_tokens.item(row) if cap is None else cap,
         why_not=why_not,
-    )
-
-
-def _contexts(batch: Sequence[Incoming], width: int) -> Contexts:
-    features = np.empty((len(batch), width))
-    for row, request in enumerate(batch):
-        features[row] = request.features
-    return Contexts(
-        features=features,
-        input_tokens=np.array([r.input_tokens for r in batch], np.int64),
-        max_output_tokens=np.array([r.max_output_tokens for r in batch], np.int64),
-        seeds=np.array([r.seed for r in batch], np.uint64),
     )
 
 
@@ -201,54 +211,38 @@ def _bounds(state: State, contexts: Contexts) -> Ints:
     return -(-thousandths // 1_000)
 
 
-def _budget_prices(
-    state: State, paths: list[Path], *, now_ms: int
-) -> tuple[dict[int, tuple[float, float]], frozenset[int]]:
-    indices = sorted({index for path in paths for index in path})
-    if not indices:
-        return {}, frozenset()
-    plan = state.budgets.plan(indices)
-    prices = dual_price(
-        pacing_of([state.budgets.paces[i] for i in indices]), plan, state.curve, now_ms=now_ms
-    )
-    planned = state.curve.cost_at(prices) if state.curve else np.zeros(len(indices))
-    ceilinged = frozenset(
-        i for i, ceiling in zip(indices, plan.per_request_usd, strict=True) if ceiling == ceiling
-    )
-    values = zip(prices.tolist(), planned.tolist(), strict=True)
-    return dict(zip(indices, values, strict=True)), ceilinged
-
-
-def _within_ceilings(state: State, rounds: Round, row: int, path: Path) -> Bools:
+def _within_ceilings(state: State, rounds: Round, row: int) -> Bools:
     """Return which arms the per-request ceilings of the path allow."""
-    bound = [i for i in path if i in rounds.ceilinged]
-    if not bound:
-        eligible: Bools = rounds.eligible[row]
+    places = rounds.pairs.place[rounds.pairs.starts[row] : rounds.pairs.starts[row + 1]]
+    places = places[~np.isnan(rounds.ceiling_usd[places])]
+    eligible: Bools = rounds.eligible[row]
+    if len(places) == 0:
         return eligible
-    cost = np.where(rounds.eligible[row], rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
-    allowed: Bools = affordable(
-        pacing_of([state.budgets.paces[i] for i in bound]), state.budgets.plan(bound), cost
-    )
-    return allowed
+    pacing = state.budgets.rows(rounds.pairs.budgets[places])
+    standing = standing_of(pacing, rounds.ceiling_usd[places]).column()
+    cost = np.where(eligible, rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
+    allowed: Bools = affordable(standing, cost, cheapest=cost == cost.min())
+    within: Bools = np.logical_and.reduce(allowed)
+    return within
 
 
-def _least_bound(state: State, rounds: Round, row: int, column: int, request: Incoming) -> int:
+def _least_bound(state: State, rounds: Round, row: int, column: int, batch: Requests) -> int:
     """Return the bound at the learned upper quantile of the output, if that is lower.
 
     Until enough answers were seen a multiple of the expected cost stands for it: a budget smaller
     than the first bound would never see any.
     """
     bound = int(rounds.bound_nanousd[row, column])
-    price = state.prices[column]
+    price, input_tokens = state.prices[column], batch.input_tokens.item(row)
     assert price is not None
     lengths = state.lengths.get(state.catalog.arms[column].arm)
     tokens = lengths.quantile(OUTPUT_SHARE) if lengths else None
     if tokens is None:
         guess = _UNSEEN_MULTIPLE * int(rounds.cost_nanousd[row, column])
-        tokens = max(_output_that_fits(price, request.input_tokens, guess), 1)
-    if tokens >= request.max_output_tokens:
+        tokens = max(_output_that_fits(price, input_tokens, guess), 1)
+    if tokens >= batch.max_output_tokens.item(row):
         return bound
-    return bound_nanousd(price, input_tokens=request.input_tokens, output_tokens=tokens)
+    return bound_nanousd(price, input_tokens=input_tokens, output_tokens=tokens)
 
 
 def _output_that_fits(price: Price, input_tokens: int, amount: int) -> int:

@@ -19,41 +19,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from policy.choices import Choices
 from policy.choose import Round, make_round, reserve_best
-from policy.money import Price
-from policy.reservations import NONE, Row
+from policy.fitting import first_arms_fit
+from policy.outcomes import Arrival
+from policy.requests import UNCONSTRAINED, Incoming, Requests
 from policy.settle import Verdict, expire, release_parked
-from policy.state import Arrival, Incoming, State
+from policy.state import State
+from policy.take import Taken, take
+from policy.terms import Bools, Ints
 
 RETRY_MAX = 64
 """Waiting requests of one budget that are tried again at a time."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Choice:
-    """What was decided for one request; ``row`` is its row in the round's arrays.
-
-    ``column`` is the chosen arm's, and ``why_not`` is empty where it is that of the round.
-    """
-
-    request: Incoming
-    row: int
-    column: int = -1
-    arm: str | None = None
-    rejected: str | None = None
-    max_output_tokens: int = 0
-    reserved_nanousd: int = 0
-    price: Price | None = None
-    reward: float = 0.0
-    cost_nanousd: int = 0
-    propensity: float = 0.0
-    explored: bool = False
-    budgets: Sequence[tuple[str, int, int, int, int, float, float]] = ()
-    why_not: Sequence[int] = ()
+ONE_BY_ONE = 16
+"""Requests that are looked at alone, after one did not fit, before all others are tried again."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -63,10 +46,6 @@ class Decided:
     ``choices[i]`` is to be written at offset ``first_offset + i`` of the decisions. ``batch`` is
     the offset of the first request among them. Conflicts are requests whose id was decided before
     with another content.
-
-    A replay needs the whole round: ``waited`` are the requests that were ranked in it and wait,
-    ``waiting_before`` is how many waited before it, ``fresh_from`` the offset of its first new
-    request (-1 without one), ``curve_at`` the position of its spend curve (-1 without one).
     """
 
     first_offset: int
@@ -74,24 +53,20 @@ class Decided:
     batch: int
     outcomes: int
     rounds: Round
-    choices: list[Choice]
+    choices: Choices
     duplicates: list[Incoming]
     conflicts: list[Incoming]
     released: list[tuple[Arrival, Verdict]]
-    waited: list[Incoming]
-    waiting_before: int
-    fresh_from: int
-    curve_at: int
 
 
-def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decided:
+def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int) -> Decided:
     """Decide the next requests of the partition, and those waiting whose money was freed.
 
     Parameters
     ----------
     state : State
         Changed: the state contains the decisions when this returns.
-    requests : sequence of Incoming
+    requests : Requests or sequence of Incoming
         In the order of their offsets.
     now_ms : int
         Time of the latest record; the state's own clock if that is later.
@@ -108,30 +83,24 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
     curve = state.curve, state.curve_at
     state.budgets.begin_journal()
     expired = expire(state, now_ms, cause=2 * first_offset + 1)
-    waiting_before = len(state.waiting)
+    width = state.dimensions + 1
+    if not isinstance(requests, Requests):
+        requests = Requests.of(requests, width=width)
     fresh, duplicates, conflicts = _new_requests(state, requests)
-    batch = [*_waiting(state, now_ms), *fresh]
+    batch = fresh.after(Requests.of(_waiting(state, now_ms), width=width))
     rolls = state.budgets.journal_length()
-    for request in batch:
-        state.budgets.roll(state.budgets.path(request.budget), now_ms)
-    rounds = make_round(state, batch, now_ms=now_ms)
-    choices: list[Choice] = []
+    paths = state.budgets.paths_of(batch.budgets)
+    pairs = state.budgets.paths.pairs(paths)
+    state.budgets.roll(pairs.budgets, now_ms)
+    rounds = make_round(state, batch, paths, pairs, now_ms=now_ms)
+    choices, decided = _Batch(state, rounds, batch, now_ms).choose()
     released: list[tuple[Arrival, Verdict]] = []
-    waited: list[Incoming] = []
-    for row, request in enumerate(batch):
-        choice = _decide_one(state, rounds, row, request, now_ms=now_ms)
-        if choice is None:
-            _wait(state, request)
-            waited.append(request)
-            continue
-        state.waiting.pop(request.id, None)
-        offset = first_offset + len(choices)
-        take(state, offset, choice, now_ms=now_ms)
-        choices.append(choice)
-        released += release_parked(state, request.id)
-    if choices:
-        taken = {i for c in choices for i in rounds.paths[c.row]}
-        state.budgets.end_journal(undo_from=rolls, keep=taken)
+    if len(choices):
+        taken = _taken(state, choices, decided, first_offset=first_offset, now_ms=now_ms)
+        take(state, taken)
+        released = release_parked(state, taken.requests.ids)
+        used = set(taken.pairs.budget.tolist())
+        state.budgets.end_journal(undo_from=rolls, keep=used)
         state.gate.tick(now_ms)
     else:
         state.budgets.end_journal(undo_from=0)
@@ -140,81 +109,177 @@ def decide(state: State, requests: Sequence[Incoming], *, now_ms: int) -> Decide
     return Decided(
         first_offset=first_offset,
         now_ms=now_ms,
-        batch=min((c.request.offset for c in choices), default=0),
+        batch=min((batch.offsets[row] for row in choices.rows.tolist()), default=0),
         outcomes=state.gate.position.outcomes,
         rounds=rounds,
         choices=choices,
         duplicates=duplicates,
         conflicts=conflicts,
         released=released,
-        waited=waited,
-        waiting_before=waiting_before,
-        fresh_from=fresh[0].offset if fresh else -1,
-        curve_at=-1 if state.curve is None else state.curve_at,
     )
 
 
-def take(
-    state: State, offset: int, choice: Choice, *, now_ms: int, expires_ms: int | None = None
-) -> None:
-    """Let a decision take effect: live from :func:`decide`, or folded from the log."""
-    request, price = choice.request, choice.price
-    state.gate.begin("decisions", offset)
-    names = " ".join([position[0] for position in choice.budgets])
-    remembered = state.reservations
-    row = Row.decided(
-        explored=choice.explored,
-        arm=NONE if choice.arm is None else remembered.arms.number(choice.arm),
-        segment=remembered.segments.number(request.segment),
-        budgets=remembered.budgets.number(names),
-        input_tokens=request.input_tokens,
-        request=request.id,
-        request_print=request.request_print,
-        reserved=choice.reserved_nanousd,
-        expected=choice.cost_nanousd,
-        decided_ms=now_ms,
-        expires_ms=expires_ms or now_ms + state.limits.reservation_ttl_ms,
-        price=price,
-    )
-    remembered.add(offset, row, request.features)
-    if choice.arm is not None and state.gate.passes(("arm", choice.arm)):
-        features = request.features.astype(np.float64)
-        state.policy.decided(choice.arm, features, explored=choice.explored)
-    state.budgets.take(
-        state.budgets.named(names),
-        reserved=choice.reserved_nanousd,
-        expected_nanousd=choice.cost_nanousd,
-        dual_price=[position[5] for position in choice.budgets],
-        planned_usd=[position[6] for position in choice.budgets],
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """A batch while its requests are given their arms, in order."""
+
+    state: State
+    rounds: Round
+    requests: Requests
+    now_ms: int
+    column: Ints = field(init=False)
+    reserved: Ints = field(init=False)
+    expected: Ints = field(init=False)
+    caps: Ints = field(init=False)
+    reserved_after: Ints = field(init=False)
+    decided: Bools = field(init=False)
+    rejected: dict[int, str] = field(default_factory=dict)
+    why_not: dict[int, Sequence[int]] = field(default_factory=dict)
+
+    def choose(self) -> tuple[Choices, Bools]:
+        """Return the choices, and which requests were decided; the others wait now."""
+        rounds, requests, budgets = self.rounds, self.requests, self.state.budgets
+        count = len(requests)
+        self.column = np.full(count, -1, np.int64)
+        self.reserved, self.expected = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.caps = np.zeros(count, np.int64)
+        self.reserved_after = np.zeros(len(rounds.pairs.row), np.int64)
+        self.decided = np.ones(count, np.bool_)
+        places = rounds.pairs.budgets
+        names = [budgets.names[index] for index in places.tolist()]
+        standing = budgets.window_start[places], budgets.limit[places], budgets.settled[places]
+        row, alone = 0, ONE_BY_ONE
+        while row < count:
+            end, after = first_arms_fit(self.state, rounds, row)
+            # Where few fit, trying all again costs more than it saves.
+            alone = ONE_BY_ONE if end - row >= alone else 2 * alone
+            self._take_first_arms(row, end, after)
+            row = min(end + alone, count)
+            for single in range(end, row):
+                self._take_alone(single)
+        choices = Choices(
+            requests=requests,
+            rounds=rounds,
+            arms=self.state.catalog.arms,
+            rows=np.flatnonzero(self.decided),
+            column=self.column,
+            reserved_nanousd=self.reserved,
+            max_output_tokens=self.caps,
+            reserved_after=self.reserved_after,
+            rejected=self.rejected,
+            why_not=self.why_not,
+            budget_names=names,
+            window_start_ms=standing[0],
+            limit_nanousd=standing[1],
+            settled_nanousd=standing[2],
+        )
+        return choices, self.decided
+
+    def _take_first_arms(self, row: int, end: int, reserved_after: Ints) -> None:
+        if row == end:
+            return
+        rounds, rows = self.rounds, slice(row, end)
+        self.column[rows] = rounds.first[rows]
+        self.reserved[rows] = rounds.first_bound[rows]
+        self.expected[rows] = rounds.first_cost[rows]
+        self.caps[rows] = self.requests.max_output_tokens[rows]
+        starts = rounds.pairs.starts
+        self.reserved_after[starts[row] : starts[end]] = reserved_after
+        self._hold(row, end)
+
+    def _hold(self, row: int, end: int) -> None:
+        self.state.budgets.hold(
+            self.rounds.pairs.between(row, end),
+            reserved=self.reserved,
+            expected_nanousd=self.expected,
+        )
+
+    def _take_alone(self, row: int) -> None:
+        """Choose for one request, or let it wait for money in flight."""
+        state, rounds, requests = self.state, self.rounds, self.requests
+        constraints = requests.constraints.get(row, UNCONSTRAINED)
+        if constraints.deadline_ms is not None and self.now_ms > constraints.deadline_ms:
+            self.rejected[row] = "deadline"
+        elif rounds.paths[row] == 0:
+            self.rejected[row] = "unknown_budget"
+        elif not rounds.eligible[row].any():
+            self.rejected[row] = "no_arm"
+        else:
+            patient = self.now_ms < requests.at_ms[row] + state.limits.defer_ms
+            found = reserve_best(state, rounds, row, requests, patient=patient)
+            if found.arm is None:
+                full = len(state.waiting) >= state.limits.deferred_max
+                known = requests.ids[row] in state.waiting
+                if found.rejected == "budget_busy" and (known or not full):
+                    _wait(state, requests.row(row))
+                    self.decided[row] = False
+                    return
+                self.rejected[row] = found.rejected
+            else:
+                self.column[row] = found.arm
+                self.reserved[row] = found.reserved_nanousd
+                self.expected[row] = rounds.cost_nanousd[row, found.arm]
+                self.caps[row] = found.max_output_tokens
+            self.why_not[row] = found.why_not
+        self._hold(row, row + 1)
+        pairs = slice(rounds.pairs.starts[row], rounds.pairs.starts[row + 1])
+        self.reserved_after[pairs] = state.budgets.reserved[rounds.pairs.budget[pairs]]
+
+
+def _taken(
+    state: State, choices: Choices, decided: Bools, *, first_offset: int, now_ms: int
+) -> Taken:
+    """Return what takes effect, without the requests that wait."""
+    rounds, requests = choices.rounds, choices.requests.where(decided)
+    paths = rounds.paths[decided]
+    pairs = rounds.pairs if decided.all() else rounds.pairs.where(decided)
+    for id_ in requests.ids if state.waiting else ():
+        state.waiting.pop(id_, None)
+    column = choices.column[decided]
+    return Taken(
+        offsets=np.arange(first_offset, first_offset + len(requests)),
+        requests=requests,
+        column=column,
+        arms=[arm.arm for arm in choices.arms],
+        prices=[arm.price for arm in choices.arms],
+        explored=choices.explored[decided],
+        reserved_nanousd=choices.reserved_nanousd[decided],
+        expected_nanousd=choices.cost_nanousd[decided],
+        expires_ms=np.full(len(requests), now_ms + state.limits.reservation_ttl_ms),
+        pairs=pairs,
+        paths=paths,
+        dual_price=rounds.dual_price,
+        planned_usd=rounds.planned_usd,
         now_ms=now_ms,
     )
-    state.remember_context(request.features, request.input_tokens, request.max_output_tokens)
-    state.gate.advance("decisions", offset + 1)
 
 
 def _new_requests(
-    state: State, requests: Sequence[Incoming]
-) -> tuple[list[Incoming], list[Incoming], list[Incoming]]:
+    state: State, requests: Requests
+) -> tuple[Requests, list[Incoming], list[Incoming]]:
     """Divide requests into new ones, repeated ones, and ones that reuse an id."""
-    fresh: list[Incoming] = []
+    ids = requests.ids
+    found = state.reservations.find_all(ids)
+    new = found.count(None) == len(ids) == len(set(ids))
+    if new and (not state.waiting or state.waiting.keys().isdisjoint(ids)):
+        return requests, [], []
+    kept = np.ones(len(ids), np.bool_)
     duplicates: list[Incoming] = []
     conflicts: list[Incoming] = []
     here: dict[bytes, int] = {}
-    for request in requests:
-        known = here.get(request.id)
+    for row, (id_, offset) in enumerate(zip(ids, found, strict=True)):
+        known = here.get(id_)
         if known is None:
-            known = state.waiting.get(request.id)
+            known = state.waiting.get(id_)
+        if known is None and offset is not None:
+            known = state.reservations.row(offset).request_print
         if known is None:
-            offset = state.reservations.find(request.id)
-            known = None if offset is None else state.reservations.row(offset).request_print
-        if known is None:
-            here[request.id] = request.request_print
-            fresh.append(request)
-        elif known == request.request_print:
-            duplicates.append(request)
-        else:
-            conflicts.append(request)
-    return fresh, duplicates, conflicts
+            here[id_] = requests.request_prints[row]
+            continue
+        kept[row] = False
+        same = known == requests.request_prints[row]
+        (duplicates if same else conflicts).append(requests.row(row))
+    return requests.where(kept), duplicates, conflicts
 
 
 def _waiting(state: State, now_ms: int) -> list[Incoming]:
@@ -249,80 +314,3 @@ def _wait(state: State, request: Incoming) -> None:
     else:
         queue.append(request)
     state.waiting[request.id] = request.request_print
-
-
-def _decide_one(
-    state: State, rounds: Round, row: int, request: Incoming, *, now_ms: int
-) -> Choice | None:
-    """Return the choice for one request, or None if it is to wait for money in flight."""
-    if request.deadline_ms is not None and now_ms > request.deadline_ms:
-        return _reject(state, rounds, row, request, "deadline")
-    if not rounds.paths[row]:
-        return _reject(state, rounds, row, request, "unknown_budget")
-    if not rounds.any_eligible[row]:
-        return _reject(state, rounds, row, request, "no_arm")
-    patient = now_ms < request.at_ms + state.limits.defer_ms
-    found = reserve_best(state, rounds, row, request, patient=patient)
-    column = found.arm
-    if column is None:
-        full = len(state.waiting) >= state.limits.deferred_max and request.id not in state.waiting
-        if found.rejected == "budget_busy" and not full:
-            return None
-        return _reject(state, rounds, row, request, found.rejected, found.why_not)
-    arm = state.catalog.arms[column]
-    foremost = column == rounds.first[row]
-    return Choice(
-        request=request,
-        row=row,
-        column=column,
-        arm=arm.arm,
-        max_output_tokens=found.max_output_tokens,
-        reserved_nanousd=found.reserved_nanousd,
-        price=arm.price,
-        reward=rounds.reward.item(row, column),
-        cost_nanousd=rounds.cost_nanousd.item(row, column),
-        propensity=(
-            rounds.propensity.item(row, column) if foremost else _inherited(rounds, row, column)
-        ),
-        explored=rounds.explored[row] and foremost,
-        budgets=_positions(state, rounds, row, request, found.reserved_nanousd),
-        why_not=found.why_not,
-    )
-
-
-def _inherited(rounds: Round, row: int, column: int) -> float:
-    """Return how likely an arm was that was not first: it inherits from those that do not fit."""
-    passed_over = (rounds.score[row] > rounds.score[row, column]) & rounds.eligible[row]
-    chances = rounds.propensity[row]
-    return float(min(chances[column] + chances[passed_over].sum(), 1.0))
-
-
-def _reject(
-    state: State, rounds: Round, row: int, request: Incoming, reason: str,
-    why_not: Sequence[int] = (),
-) -> Choice:  # fmt: skip
-    return Choice(
-        request=request,
-        row=row,
-        rejected=reason,
-        budgets=_positions(state, rounds, row, request, 0),
-        why_not=why_not,
-    )
-
-
-def _positions(
-    state: State, rounds: Round, row: int, request: Incoming, reserved: int
-) -> list[tuple[str, int, int, int, int, float, float]]:
-    """Return where each budget of the path stands once this decision has taken effect."""
-    budgets = state.budgets
-    return [
-        (
-            budgets.names[i],
-            budgets.window_start[i],
-            budgets.limit[i],
-            budgets.reserved[i] + reserved,
-            budgets.settled[i],
-            *rounds.budget_price[i],
-        )
-        for i in rounds.paths[row]
-    ]

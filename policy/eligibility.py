@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import NDArray
 
-from policy.state import Incoming, State
-from policy.terms import Bools, Contexts, Ints
+from policy.requests import Constraints, Requests
+from policy.state import State
+from policy.terms import Bools
 
 WHY_NOT = (
     "",
@@ -27,12 +27,12 @@ WHY_NOT = (
 (
     SCORE, UNPRICED, UNDEPLOYED, NOT_ALLOWED, CAPABILITY, CONTEXT, LATENCY, CAP, CEILING, POLICY,
 ) = range(1, len(WHY_NOT))  # fmt: skip
+Codes = NDArray[np.int8]
 _LATENCIES_MIN = 5
+_UNLIMITED = np.iinfo(np.int64).max
 
 
-def judge(
-    state: State, batch: Sequence[Incoming], contexts: Contexts, *, now_ms: int
-) -> tuple[Bools, Ints]:
+def judge(state: State, batch: Requests, *, now_ms: int) -> tuple[Bools, Codes]:
     """Return which arms each request may use, and the codes of why not; both of shape (n, k)."""
     arms = state.catalog.arms
     base = np.full(len(arms), SCORE, np.int8)
@@ -41,23 +41,21 @@ def judge(
             base[column] = UNDEPLOYED
         elif arm.price is None:
             base[column] = UNPRICED
-    why = np.repeat(base[None, :], len(batch), axis=0).astype(np.int64)
-    limits = np.array(
-        [np.iinfo(np.int64).max if a.context_tokens_max is None else a.context_tokens_max
-         for a in arms], np.int64
-    )  # fmt: skip
-    tokens = contexts.input_tokens + contexts.max_output_tokens
-    why[(tokens[:, None] > limits) & (why == SCORE)] = CONTEXT
-    for row, request in enumerate(batch):
-        if request.arms is None and not request.capabilities and request.latency_ms_max is None:
-            continue
-        for column in range(len(arms)):
-            if why[row, column] == SCORE:
-                why[row, column] = _constraint(state, request, column, now_ms=now_ms)
+    why = np.repeat(base[None, :], len(batch), axis=0)
+    if any(arm.context_tokens_max is not None for arm in arms):
+        limits = np.array([_UNLIMITED if a.context_tokens_max is None else a.context_tokens_max
+                           for a in arms], np.int64)  # fmt: skip
+        tokens = batch.input_tokens + batch.max_output_tokens
+        why[(tokens[:, None] > limits) & (why == SCORE)] = CONTEXT
+    for row, constraints in batch.constraints.items():
+        if constraints.on_arms:
+            for column in range(len(arms)):
+                if why[row, column] == SCORE:
+                    why[row, column] = _constraint(state, constraints, column, now_ms=now_ms)
     return why == SCORE, why
 
 
-def _constraint(state: State, request: Incoming, column: int, *, now_ms: int) -> int:
+def _constraint(state: State, request: Constraints, column: int, *, now_ms: int) -> int:
     arm = state.catalog.arms[column]
     if request.arms is not None and arm.arm not in request.arms:
         return NOT_ALLOWED

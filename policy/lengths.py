@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
+
+from policy.terms import Ints
 
 _STEPS = 4
 _BUCKETS = 1 + 27 * _STEPS  # up to 2**27 tokens, above TOKENS_MAX
 _KEEP = 0.999
 _ENOUGH = 30.0
+_SPAN = 4_096
+_LARGEST = np.array([0, *(math.floor(2 ** (i / _STEPS)) for i in range(_BUCKETS - 1))], np.int64)
+"""The longest answer that each bucket holds."""
+_GROWN = _KEEP ** -np.arange(_SPAN + 1.0)
+"""Instead of all counts fading, the next one weighs more."""
 
 
 class OutputLengths:
@@ -22,11 +30,21 @@ class OutputLengths:
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BUCKETS)
+        self._since = 0
 
-    def add(self, tokens: int) -> None:
-        """Count one answer's length."""
-        self._counts *= _KEEP
-        self._counts[0 if tokens == 0 else math.ceil(math.log2(tokens) * _STEPS) + 1] += 1.0
+    def add(self, tokens: Ints) -> None:
+        """Count the lengths of answers, shape (n,), in their order."""
+        start = 0
+        while start < len(tokens):
+            part = tokens[start : start + _SPAN - self._since]
+            buckets = np.minimum(np.searchsorted(_LARGEST, part), _BUCKETS - 1)
+            weights = _GROWN[self._since + 1 : self._since + 1 + len(part)]
+            np.add.at(self._counts, buckets, weights)
+            self._since += len(part)
+            start += len(part)
+            if self._since == _SPAN:
+                self._counts /= _GROWN[_SPAN]
+                self._since = 0
 
     def quantile(self, share: float) -> int | None:
         """Return a length that ``share`` of the answers did not exceed; None after too few.
@@ -34,21 +52,21 @@ class OutputLengths:
         Examples
         --------
         >>> lengths = OutputLengths()
-        >>> for tokens in range(1, 101):
-        ...     lengths.add(tokens)
+        >>> lengths.add(np.arange(1, 101))
         >>> 99 <= lengths.quantile(0.99) <= 119
         True
         """
         total = self._counts.sum()
-        if total < _ENOUGH:
+        if total < _ENOUGH * _GROWN[self._since]:
             return None
         index = int(np.searchsorted(np.cumsum(self._counts), share * total))
         return 0 if index == 0 else math.ceil(2 ** ((min(index, _BUCKETS - 1) - 1) / _STEPS))
 
     def dump(self) -> bytes:
         """Return the counts as bytes."""
-        return self._counts.tobytes()
+        return msgspec.msgpack.encode([self._since, self._counts.tobytes()])
 
     def load(self, data: bytes) -> None:
         """Put the counts back."""
-        self._counts = np.frombuffer(data, np.float64).copy()
+        self._since, counts = msgspec.msgpack.decode(data)
+        self._counts = np.frombuffer(counts, np.float64).copy()

@@ -9,6 +9,8 @@ were seen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from policy.linear import strength_of
@@ -79,17 +81,32 @@ class Moments:
         self._above: _Run = _QUIET
         self._below: _Run = _QUIET
 
-    def add(self, features: Floats, value: float, weight: float = 1.0) -> bool:
-        """Take in one observation; return whether :attr:`matrix` changed."""
-        values = self._values
-        self._pending[len(values), :-1] = features
-        values.append(value)
-        self._weights.append(weight)
-        self.seen += 1
-        if len(values) < BLOCK and len(values) < max(1, self.seen // 8):
-            return False
-        self._fold()
-        return True
+    def add(self, features: Floats, values: Sequence[float], weights: Sequence[float]) -> bool:
+        """Take in observations, in their order; return whether :attr:`matrix` changed.
+
+        ``features`` has shape (n, width); how observations are divided into calls does not matter.
+        """
+        start, changed = 0, False
+        while start < len(values):
+            count = len(self._values)
+            wanted = self._until_full(count)
+            end = min(start + wanted, len(values))
+            self._pending[count : count + end - start, :-1] = features[start:end]
+            self._values.extend(values[start:end])
+            self._weights.extend(weights[start:end])
+            self.seen += end - start
+            if end - start == wanted:
+                self._fold()
+                changed = True
+            start = end
+        return changed
+
+    def _until_full(self, count: int) -> int:
+        """Return how many observations are wanted until the waiting ones are folded in."""
+        wanted = 1
+        while count + wanted < BLOCK and count + wanted < (self.seen + wanted) // 8:
+            wanted += 1
+        return wanted
 
     def total(self) -> Floats:
         """Return the moments with those observations that still wait, as other partitions see."""

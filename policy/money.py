@@ -16,8 +16,8 @@ PRICE_MAX = 10**10
 AMOUNT_MAX = 10**18
 """Largest amount in nano-dollars that a record may carry: one billion dollars."""
 BILL_MAX = 2 * 10**15
-"""Largest bill of one call, two million dollars: the most that reported usage can cost. Thousands
-of them in one budget's window still fit 64 bits."""
+"""Largest bill of one call, two million dollars: the most that reported usage can cost. Two
+thousand of them in one budget's window are counted exactly."""
 INT64_MAX = 2**63 - 1
 
 

@@ -1,19 +1,22 @@
-"""The pacer's state of one budget, and how requests and outcomes change it."""
+"""The pacer's state of budgets, and how requests and outcomes change it.
+
+Decisions change it a batch at a time, as they lie in the log. Outcomes may be read in other
+batches when the log is folded; what they change is therefore only added to, in their order, until
+the budget's next batch of decisions.
+"""
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policy.money import NANO_PER_USD
+from policy.terms import Floats, Ints
+
 Pacing = NDArray[Any]
-"""An array of PACER_DTYPE, one entry for each budget."""
+"""An array of PACER_DTYPE (or with more fields), one entry for each budget."""
 
 MEMORY_MS = 3_600_000.0
 """How long the request rate is remembered before a window's length is known."""
@@ -22,143 +25,165 @@ FAST = 10.0
 MEAN, MEAN_FAST = 1 / 400, 1 / 20
 """Weight of a request in the slow and fast means."""
 _NOISE_KEEP = 0.99
+TOTAL_MAX = 2**62
+"""The most nano-dollars of one window that are counted, over four billion dollars."""
 
-
-@dataclass(slots=True)
-class Pace:
-    """State of one budget as plain numbers, which are changed at each request.
-
-    128 bytes when packed, all zero for a new budget; :func:`pacing_of` makes the array of several.
-    """
-
-    total: int = 0
-    """Requests ever."""
-    first_ms: int = 0
-    """First request ever; 0 before it."""
-    seen_ms: int = 0
-    """Latest request."""
-    memory_ms: float = 0.0
-    """Of the slow request rate."""
-    requests: float = 0.0
-    """In this window."""
-    spent_usd: float = 0.0
-    """In this window: expected until settled, then true."""
-    open_calls: float = 0.0
-    open_usd2: float = 0.0
-    """Sum of squared expected dollars in flight."""
-    noise_usd2: float = 0.0
-    """Decayed sum of squared errors of expected dollars."""
-    noise_scale_usd2: float = 0.0
-    """Decayed sum of squared expected dollars of the same calls."""
-    count_slow: float = 0.0
-    """Decayed number of requests."""
-    count_fast: float = 0.0
-    dual_price: float = 0.0
-    """Mean of those used lately."""
-    mean_usd: float = 0.0
-    """Of the last requests' dollars: expected until settled, then true."""
-    mean_fast_usd: float = 0.0
-    planned_usd: float = 0.0
-    """Mean of what the curve foretold for the same requests."""
-
-    def pack(self) -> bytes:
-        """Return the fields as 128 bytes."""
-        return _PACKED.pack(*_values(self))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Pace:
-        """Return what :meth:`pack` has packed."""
-        return cls(*_PACKED.unpack(data))
-
-
-_PACKED = struct.Struct("<3q13d")
-_values = attrgetter(*(field.name for field in fields(Pace)))
 PACER_DTYPE = np.dtype(
-    [(field.name, "<i8" if field.type == "int" else "<f8") for field in fields(Pace)]
+    [
+        ("total", "<i8"),  # requests ever
+        ("first_ms", "<i8"),  # first request ever; 0 before it
+        ("seen_ms", "<i8"),  # latest request
+        ("requests", "<i8"),  # in this window
+        ("spent_nanousd", "<i8"),  # in this window: expected until settled, then true
+        ("open_calls", "<i8"),
+        ("open_usd2", "<f8"),  # sum of squared expected dollars in flight
+        ("memory_ms", "<f8"),  # of the slow request rate
+        ("count_slow", "<f8"),  # decayed number of requests
+        ("count_fast", "<f8"),
+        ("dual_price", "<f8"),  # mean of those used lately
+        ("mean_usd", "<f8"),  # of the last requests' dollars: expected until settled, then true
+        ("mean_fast_usd", "<f8"),
+        ("planned_usd", "<f8"),  # mean of what the curve foretold for the same requests
+        ("noise_usd2", "<f8"),  # decayed sum of squared errors of expected dollars
+        ("noise_scale_usd2", "<f8"),  # decayed sum of squared expected dollars of the same calls
+        ("settled_calls", "<i8"),  # since the last batch of decisions, not in the noise yet
+        ("settled_usd2", "<f8"),
+        ("settled_scale_usd2", "<f8"),
+    ]
 )
-"""The fields of :class:`Pace`, for arrays of budgets."""
 
 
-def pacing_of(paces: Sequence[Pace]) -> Pacing:
-    """Return the array of these budgets, shape (m,)."""
-    return np.array([_values(pace) for pace in paces], PACER_DTYPE)
-
-
-def charge(
-    pace: Pace,
-    *,
-    expected_usd: float,
-    now_ms: int,
-    dual_price: float = 0.0,
-    planned_usd: float = 0.0,
-) -> None:
-    """Note a decided request, in place: it was seen, and its expected dollars are spent.
-
-    ``expected_usd`` is the expectation, not the bound; 0 for a rejected request. ``dual_price``
-    is the price that the request was decided at, ``planned_usd`` what the curve foretold for it
-    there (``SpendCurve.cost_at``; 0 for a rejected one): from their ratio the pacer learns how
-    this budget's requests differ from those of the curve.
-    """
-    if pace.first_ms == 0:
-        pace.first_ms = pace.seen_ms = max(now_ms, 1)
-    since = now_ms - pace.seen_ms
-    # The requests of a batch share their time: most often nothing has decayed.
-    if since > 0:
-        memory = pace.memory_ms or MEMORY_MS
-        pace.count_slow *= math.exp(-since / memory)
-        pace.count_fast *= math.exp(-since * FAST / memory)
-        pace.seen_ms = now_ms
-    pace.count_slow += 1.0
-    pace.count_fast += 1.0
-    pace.total += 1
-    pace.requests += 1.0
-    pace.spent_usd += expected_usd
-    pace.dual_price += MEAN_FAST * (dual_price - pace.dual_price)
-    pace.mean_fast_usd += MEAN_FAST * (expected_usd - pace.mean_fast_usd)
-    pace.mean_usd += MEAN * (expected_usd - pace.mean_usd)
-    pace.planned_usd += MEAN * (planned_usd - pace.planned_usd)
-    if expected_usd > 0.0:
-        pace.open_calls += 1.0
-        pace.open_usd2 += expected_usd * expected_usd
-
-
-def correct(pace: Pace, *, delta_usd: float, expected_usd: float, now_ms: int) -> None:
-    """Note a settled call, in place: ``delta_usd`` is the true cost less what was charged.
+def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
+    """Note decided requests at once: they were seen, and their expected dollars are spent.
 
     Parameters
     ----------
-    expected_usd : float
-        What :func:`charge` was given for the call; 0 for a second correction of one call, such
-        as feedback after its expiry. At expiry the delta is the bound less the expectation.
+    pacing : Pacing, changed
+    budget : ndarray of int64, shape (p,)
+        Index of a budget; one entry for each request and budget of its path.
+    cost_nanousd : ndarray of int64, shape (p,)
+        The expectation, not the bound; 0 for a rejected request.
+    """
+    usd = cost_nanousd / NANO_PER_USD
+    np.add.at(pacing["requests"], budget, 1)
+    np.add.at(pacing["spent_nanousd"], budget, cost_nanousd)
+    np.add.at(pacing["open_calls"], budget, (cost_nanousd > 0).astype(np.int64))
+    np.add.at(pacing["open_usd2"], budget, usd * usd)
+
+
+def charge(
+    pacing: Pacing,
+    *,
+    requests: Ints,
+    cost_nanousd: Ints,
+    dual_price: Floats,
+    planned_usd: Floats,
+    now_ms: int,
+) -> None:
+    """Let the means and rates follow one batch of decisions, in place.
+
+    Parameters
+    ----------
+    pacing : Pacing, shape (m,)
+        Of the budgets of the batch.
+    requests, cost_nanousd : ndarray of int64, shape (m,)
+        How many decisions the batch has for each budget, at least one, and their expected cost.
+    dual_price, planned_usd : ndarray, shape (m,)
+        The price that they were decided at, and what the curve foretold for a request there
+        (``SpendCurve.cost_at``): from the ratio to the cost the pacer learns how this budget's
+        requests differ from those of the curve.
     now_ms : int
-        Time of the outcome.
+    """
+    new = pacing["first_ms"] == 0
+    pacing["first_ms"][new] = pacing["seen_ms"][new] = max(now_ms, 1)
+    since = np.maximum(now_ms - pacing["seen_ms"], 0)
+    memory = np.where(pacing["memory_ms"] > 0, pacing["memory_ms"], MEMORY_MS)
+    pacing["seen_ms"] += since
+    pacing["total"] += requests
+    pacing["count_slow"] = pacing["count_slow"] * np.exp(-since / memory) + requests
+    pacing["count_fast"] = pacing["count_fast"] * np.exp(-since * FAST / memory) + requests
+    mean = cost_nanousd / (requests * NANO_PER_USD)
+    slow, fast = (1.0 - (1.0 - weight) ** requests for weight in (MEAN, MEAN_FAST))
+    pacing["dual_price"] += fast * (dual_price - pacing["dual_price"])
+    pacing["mean_fast_usd"] += fast * (mean - pacing["mean_fast_usd"])
+    pacing["mean_usd"] += slow * (mean - pacing["mean_usd"])
+    pacing["planned_usd"] += slow * (planned_usd - pacing["planned_usd"])
+    pacing["noise_usd2"], pacing["noise_scale_usd2"] = noise_sums(pacing)
+    for name in ("settled_calls", "settled_usd2", "settled_scale_usd2"):
+        pacing[name] = 0
+    # What rounding has left.
+    pacing["open_usd2"] = open_usd2(pacing)
+
+
+def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanousd: Ints) -> None:
+    """Note settled calls: ``delta_nanousd`` is the true cost less what was charged.
+
+    Parameters
+    ----------
+    pacing : Pacing, changed
+    budget : ndarray of int64, shape (p,)
+    delta_nanousd : ndarray of int64, shape (p,)
+        At expiry the bound less the expectation.
+    expected_nanousd : ndarray of int64, shape (p,)
+        What :func:`hold` was given for the call; 0 for a second correction of one call, such as
+        feedback after its expiry.
 
     Notes
     -----
-    Call it only while the window of the decision is still the current one: :func:`roll` has
-    dropped the open calls of the former window.
+    Only while the window of the decision is still the current one: :func:`roll` has dropped the
+    open calls of the former window.
     """
-    pace.spent_usd += delta_usd
+    delta, expected = delta_nanousd / NANO_PER_USD, expected_nanousd / NANO_PER_USD
+    first = expected_nanousd > 0
+    add_amounts(pacing["spent_nanousd"], budget, delta_nanousd)
     # The means are of true dollars in the end: calls are chosen where their cost looks low, so
     # that expectations of chosen calls are too low on average.
-    pace.mean_usd += MEAN * delta_usd
-    pace.mean_fast_usd += MEAN_FAST * delta_usd
-    if expected_usd <= 0.0:
+    np.add.at(pacing["mean_usd"], budget, MEAN * delta)
+    np.add.at(pacing["mean_fast_usd"], budget, MEAN_FAST * delta)
+    np.add.at(pacing["settled_calls"], budget, first.astype(np.int64))
+    np.add.at(pacing["settled_usd2"], budget, np.where(first, delta * delta, 0.0))
+    np.add.at(pacing["settled_scale_usd2"], budget, expected * expected)
+    np.subtract.at(pacing["open_calls"], budget, first.astype(np.int64))
+    np.subtract.at(pacing["open_usd2"], budget, expected * expected)
+
+
+def add_amounts(total: Ints, budget: Ints, amount: Ints) -> None:
+    """Add amounts to the totals of budgets, in order; a total stays at ``TOTAL_MAX``.
+
+    Only thousands of bills of a million dollars come there; the ledger has them all.
+    """
+    if len(budget) == 0:
         return
-    scale = expected_usd * expected_usd
-    pace.noise_usd2 = _NOISE_KEEP * pace.noise_usd2 + delta_usd * delta_usd
-    pace.noise_scale_usd2 = _NOISE_KEEP * pace.noise_scale_usd2 + scale
-    pace.open_calls = max(pace.open_calls - 1.0, 0.0)
-    left = max(pace.open_usd2 - scale, 0.0)
-    pace.open_usd2 = left if pace.open_calls > 0 else 0.0
+    most = float(total[budget].max()) + float(np.abs(amount.astype(np.float64)).sum())
+    if most < 0.99 * TOTAL_MAX:
+        np.add.at(total, budget, amount)
+        return
+    for index, one in zip(budget.tolist(), amount.tolist(), strict=True):
+        total[index] = min(int(total[index]) + one, TOTAL_MAX)
 
 
-def roll(pace: Pace, *, window_start_ms: int, window_end_ms: int) -> None:
-    """Begin a window, in place: spend and requests restart, what was learned stays.
+def noise_sums(pacing: Pacing) -> tuple[Floats, Floats]:
+    """Return the decayed sums of squared errors and of squared expectations."""
+    kept = _NOISE_KEEP ** pacing["settled_calls"]
+    return (
+        kept * pacing["noise_usd2"] + pacing["settled_usd2"],
+        kept * pacing["noise_scale_usd2"] + pacing["settled_scale_usd2"],
+    )
+
+
+def open_usd2(pacing: Pacing) -> Floats:
+    """Return the sum of squared expected dollars in flight."""
+    left: Floats = np.where(pacing["open_calls"] > 0, np.maximum(pacing["open_usd2"], 0.0), 0.0)
+    return left
+
+
+def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int) -> None:
+    """Begin a window of one budget: spend and requests restart, what was learned stays.
 
     Also to be called once for a new budget, since the window's length sets how long the request
     rate is remembered: a twenty-fourth of it.
     """
     length = float(window_end_ms - window_start_ms)
-    pace.memory_ms = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
-    pace.requests = pace.spent_usd = pace.open_calls = pace.open_usd2 = 0.0
+    pacing["memory_ms"][index] = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
+    for name in ("requests", "spent_nanousd", "open_calls", "open_usd2"):
+        pacing[name][index] = 0

@@ -15,36 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy.curve import PRICE_MAX, SpendCurve
-from policy.pace import (
-    FAST,
-    MEAN,
-    MEMORY_MS,
-    PACER_DTYPE,
-    Pace,
-    Pacing,
-    charge,
-    correct,
-    pacing_of,
-    roll,
-)
+from policy.money import NANO_PER_USD
+from policy.pace import FAST, MEAN, MEMORY_MS, Pacing, noise_sums, open_usd2
 from policy.terms import Bools, Floats, Ints
-
-__all__ = [
-    "PACER_DTYPE",
-    "Pace",
-    "Pacing",
-    "Plan",
-    "affordable",
-    "allowance_usd",
-    "charge",
-    "correct",
-    "dual_price",
-    "pacing_of",
-    "request_rate",
-    "roll",
-    "target_usd",
-]
-
 
 AIM = 0.99
 """Share of a per-request ceiling that is aimed at; the rest absorbs surprises."""
@@ -133,10 +106,10 @@ def target_usd(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
     held = SAFETY * _open_deviation(pacing)
     by_request = ~np.isnan(plan.per_request_usd)
     ceiling = AIM * np.where(by_request, plan.per_request_usd, 0.0)
-    balance = ceiling * pacing["requests"] - pacing["spent_usd"] - held
+    balance = ceiling * pacing["requests"] - _spent_usd(pacing) - held
     # A large credit may double the spend, not release it at once.
     per_request = ceiling + np.minimum(balance / HORIZON, ceiling)
-    left = plan.limit_usd - pacing["spent_usd"]
+    left = plan.limit_usd - _spent_usd(pacing)
     left_ms = np.maximum(plan.window_end_ms - now_ms, 0).astype(np.float64)
     by_clock = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
     target: Floats = np.maximum(np.where(by_request, per_request, by_clock), 0.0)
@@ -161,22 +134,60 @@ def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:
     return rate
 
 
-def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Standing:
+    """Where per-request ceilings stand before a request; arrays of one shape.
+
+    Parameters
+    ----------
+    ceiling_usd : ndarray
+        nan where the budget has none.
+    requests, spent_usd : ndarray
+        Of this window, calls in flight at their expectation.
+    open_usd2 : ndarray
+        Sum of squared expected dollars in flight.
+    noise : ndarray
+        Squared relative error of expected dollars.
+    """
+
+    ceiling_usd: Floats
+    requests: Floats
+    spent_usd: Floats
+    open_usd2: Floats
+    noise: Floats
+
+    def column(self) -> Standing:
+        """Return the same with shape (m, 1), to be compared with the costs of several arms."""
+        return Standing(**{name: getattr(self, name)[:, None] for name in self.__slots__})
+
+
+def standing_of(pacing: Pacing, ceiling_usd: Floats) -> Standing:
+    """Return where these budgets stand now, shape (m,)."""
+    return Standing(
+        ceiling_usd=ceiling_usd,
+        requests=pacing["requests"].astype(np.float64),
+        spent_usd=_spent_usd(pacing),
+        open_usd2=open_usd2(pacing),
+        noise=_noise(pacing),
+    )
+
+
+def allowance_usd(standing: Standing) -> Floats:
     """Return what the next request may be expected to cost under each per-request ceiling.
 
     ``LINE * ceiling * requests so far, this one included - spent - what is held for calls in
     flight``, and a little more at the start; infinite where the budget has no such ceiling. An arm
     above the ceiling that is expected to cost more must not be chosen (:func:`affordable`).
     """
-    requests = pacing["requests"] + 1.0
+    requests = standing.requests + 1.0
     start = START_REQUESTS * np.exp(-requests / START_FADES)
-    line = plan.per_request_usd * (LINE * requests + start)
-    room = line - pacing["spent_usd"] - SAFETY * _open_deviation(pacing)
-    return np.where(np.isnan(plan.per_request_usd), np.inf, room)
+    line = standing.ceiling_usd * (LINE * requests + start)
+    room = line - standing.spent_usd - SAFETY * np.sqrt(standing.noise * standing.open_usd2)
+    return np.where(np.isnan(standing.ceiling_usd), np.inf, room)
 
 
-def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
-    """Return which arms one request may use under all per-request ceilings of its budgets.
+def affordable(standing: Standing, cost_usd: Floats, *, cheapest: Bools) -> Bools:
+    """Return which calls per-request ceilings allow; shapes are broadcast.
 
     An arm dearer than a ceiling must be paid from what was saved: it fits if its expected cost,
     with a margin for its own uncertainty, stays below :func:`allowance_usd`. An arm
@@ -186,40 +197,41 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
 
     Parameters
     ----------
-    pacing, plan
-        Of the budgets of the request, shape (m,).
-    cost_usd : ndarray, shape (k,)
-        Expected dollars of the eligible arms; inf for the others.
-
-    Returns
-    -------
-    ndarray of bool, shape (k,)
+    standing : Standing
+    cost_usd : ndarray
+        Expected dollars of an eligible arm; inf for others, which are never allowed.
+    cheapest : ndarray of bool
+        Whether no eligible arm of the request is cheaper.
     """
-    ceiling = np.where(np.isnan(plan.per_request_usd), np.inf, plan.per_request_usd)[:, None]
+    ceiling = np.where(np.isnan(standing.ceiling_usd), np.inf, standing.ceiling_usd)
     finite = np.isfinite(cost_usd)
     cost = np.where(finite, cost_usd, 0.0)
-    own = SAFETY_OWN * np.sqrt(_noise(pacing))[:, None] * np.maximum(cost - MODEST * ceiling, 0.0)
-    saved = cost + own <= allowance_usd(pacing, plan)[:, None]
-    after = pacing["spent_usd"][:, None] + cost
-    ahead = after <= ceiling * (pacing["requests"][:, None] + 1.0 + BURST_REQUESTS)
+    own = SAFETY_OWN * np.sqrt(standing.noise) * np.maximum(cost - MODEST * ceiling, 0.0)
+    saved = cost + own <= allowance_usd(standing)
+    ahead = standing.spent_usd + cost <= ceiling * (standing.requests + 1.0 + BURST_REQUESTS)
     below = cost <= ceiling
-    cheapest = cost_usd == cost_usd.min()
-    fits = np.where(cheapest, below | ahead, np.where(below, ahead, saved)).all(axis=0)
+    fits = np.where(cheapest, below | ahead, np.where(below, ahead, saved))
     result: Bools = finite & fits
     return result
+
+
+def _spent_usd(pacing: Pacing) -> Floats:
+    spent: Floats = pacing["spent_nanousd"] / NANO_PER_USD
+    return spent
 
 
 def _noise(pacing: Pacing) -> Floats:
     """Return the squared relative error of expected dollars; a guess before anything settled."""
     prior = 5.0 * (pacing["mean_usd"] / np.maximum(_warmth(pacing), 1e-9)) ** 2
-    scale = pacing["noise_scale_usd2"] + prior
-    known = (pacing["noise_usd2"] + _NOISE_GUESS * prior) / np.where(scale > 0, scale, 1.0)
+    noise_usd2, scale = noise_sums(pacing)
+    scale = scale + prior
+    known = (noise_usd2 + _NOISE_GUESS * prior) / np.where(scale > 0, scale, 1.0)
     noise: Floats = np.where(scale > 0, known, _NOISE_GUESS)
     return noise
 
 
 def _open_deviation(pacing: Pacing) -> Floats:
-    deviation: Floats = np.sqrt(_noise(pacing) * pacing["open_usd2"])
+    deviation: Floats = np.sqrt(_noise(pacing) * open_usd2(pacing))
     return deviation
 
 

@@ -14,6 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
+
+from policy.terms import Bools, Ints
+
 PageKey = tuple[str, int | str]
 """Kind of page (``budget``, ``arm``, ``window``, ``reservation``, ``ring``) and which of them."""
 
@@ -64,6 +68,25 @@ class Gate:
         if page not in self.dirty:
             self.dirty[page] = self.position
         return True
+
+    def passes_pages(self, kind: str, numbers: Ints) -> Bools:
+        """Return :meth:`passes` for each of these pages of a kind, which may repeat; (m,)."""
+        if len(numbers) == 0:
+            return np.zeros(0, np.bool_)
+        answers = {number: self.passes((kind, number)) for number in set(numbers.tolist())}
+        if all(answers.values()):
+            return np.ones(len(numbers), np.bool_)
+        return np.array([answers[number] for number in numbers.tolist()], np.bool_)
+
+    def cuts(self, log: Literal["decisions", "outcomes"]) -> list[int]:
+        """Return the offsets of a log up to which some page was written, ascending.
+
+        Between two of them every page contains all records or none.
+        """
+        if not self.folding:
+            return []
+        positions = self.contained.values()
+        return sorted({p.decisions if log == "decisions" else p.outcomes for p in positions})
 
     def advance(self, log: Literal["decisions", "outcomes"], next_offset: int) -> None:
         """Note that everything below ``next_offset`` of a log is now contained in the state."""

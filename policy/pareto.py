@@ -18,7 +18,17 @@ from policy.chance import uniforms
 from policy.linear import Solution, Solver
 from policy.mixing import Forced, mix, thompson
 from policy.money import NANO_PER_USD, Price
-from policy.terms import Arm, Bools, Contexts, Floats, Learning, Ranking, Settings, UnknownArmError
+from policy.terms import (
+    Arm,
+    Bools,
+    Contexts,
+    Floats,
+    Learning,
+    Lessons,
+    Ranking,
+    Settings,
+    UnknownArmError,
+)
 
 UNPRICED_SCORE = -1e6
 """Score of an arm without a price; it is never chosen."""
@@ -150,16 +160,28 @@ class Pareto:
         """Count the pull; forced pulls end by it, however late the outcomes come."""
         self._state(arm).pulls += 1
 
+    def decided_all(self, arm: str, features: Floats, *, explored: Bools) -> None:
+        """Count the pulls."""
+        self._state(arm).pulls += len(explored)
+
     def learn(self, learning: Learning) -> None:
         """Take in one outcome, at once and in order; a late one weighs less."""
-        state = self._state(learning.arm)
-        weight = self._forgetting ** min(max(learning.age, 0), 10_000)
+        self.learn_all(Lessons.of(learning))
+
+    def learn_all(self, lessons: Lessons) -> None:
+        """Take in outcomes of one arm, in order."""
+        state = self._state(lessons.arm)
+        # By plain numbers: vector functions may round otherwise in another batch.
+        weights = [self._forgetting ** min(max(age, 0), 10_000) for age in lessons.age.tolist()]
+        lengths = [math.log1p(tokens) for tokens in self._tokens(lessons).tolist()]
         changed = False
-        if learning.reward is not None:
-            changed = state.reward.add(learning.features, learning.reward, weight)
-        tokens = self._tokens(learning)
-        if tokens is not None:
-            changed |= state.length.add(learning.features, math.log1p(tokens), weight)
+        for moments, values in ((state.reward, lessons.reward.tolist()), (state.length, lengths)):
+            rows = [row for row, value in enumerate(values) if value == value]
+            if len(rows) == len(values):
+                changed |= moments.add(lessons.features, values, weights)
+            else:
+                some = [values[row] for row in rows], [weights[row] for row in rows]
+                changed |= moments.add(lessons.features[rows], *some)
         if changed:
             self._fit = None
 
@@ -240,15 +262,20 @@ class Pareto:
                 )
         return forced
 
-    def _tokens(self, learning: Learning) -> float | None:
-        """Return the output tokens: as reported, or from the cost at the price of the decision."""
-        if learning.output_tokens is not None:
-            return float(learning.output_tokens)
-        price = learning.price or self._price(learning.arm)
-        if learning.cost_nanousd is None or price is None or price.output == 0:
-            return None
-        thousandths = learning.cost_nanousd * 1_000 - learning.input_tokens * price.input
-        return max(thousandths, 0) / price.output
+    def _tokens(self, lessons: Lessons) -> Floats:
+        """Return the output tokens: as reported, or from the cost at the price of the decision.
+
+        nan where neither is known.
+        """
+        tokens = lessons.output_tokens.astype(np.float64)
+        for row in np.flatnonzero(tokens < 0).tolist():
+            price = lessons.prices[row] or self._price(lessons.arm)
+            cost = lessons.cost_nanousd.item(row)
+            tokens[row] = np.nan
+            if cost >= 0 and price is not None and price.output > 0:
+                thousandths = cost * 1_000 - lessons.input_tokens.item(row) * price.input
+                tokens[row] = max(thousandths, 0) / price.output
+        return tokens
 
     def _price(self, arm: str) -> Price | None:
         for known in self._arms:

@@ -7,13 +7,19 @@ gate lets each change pass into those pages only that do not contain it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from policy.decide import Choice, take
+import numpy as np
+
+from policy.choices import Choice
+from policy.money import Price
+from policy.outcomes import Arrival
 from policy.pages import PageKey, Position
+from policy.requests import Requests
 from policy.settle import Verdict, expire, release_parked
-from policy.state import Arrival, State
+from policy.state import State
+from policy.take import Taken, take
 from policy.terms import PolicyError
 
 
@@ -53,27 +59,68 @@ def fold_decisions(state: State, batch: Iterable[Folded]) -> list[tuple[Arrival,
     A later copy of a decided request, as a worker may write that has lost its partition, has no
     effect. Returns the parked outcomes that were released, with what became of them.
     """
-    begun = False
-    released: list[tuple[Arrival, Verdict]] = []
-    for folded in batch:
-        if not begun:
-            state.gate.begin("decisions", folded.offset)
-            expire(state, folded.decided_ms, cause=2 * folded.offset + 1)
-            begun = True
-        known = state.reservations.find(folded.choice.request.id)
-        if known is not None and known < folded.offset:
-            state.gate.advance("decisions", folded.offset + 1)
-            continue
-        take(
-            state,
-            folded.offset,
-            folded.choice,
-            now_ms=folded.decided_ms,
-            expires_ms=folded.expires_ms or None,
+    folded = list(batch)
+    if not folded:
+        return []
+    first, last = folded[0], folded[-1]
+    state.gate.begin("decisions", first.offset)
+    expire(state, first.decided_ms, cause=2 * first.offset + 1)
+    effective = _effective(state, folded)
+    if effective:
+        taken = _taken(state, effective)
+        state.budgets.roll(taken.pairs.budgets, taken.now_ms)
+        state.budgets.hold(
+            taken.pairs,
+            reserved=taken.reserved_nanousd,
+            expected_nanousd=taken.expected_nanousd,
         )
-        released += release_parked(state, folded.choice.request.id)
-        state.gate.tick(folded.decided_ms)
+        take(state, taken)
+    state.gate.advance("decisions", last.offset + 1)
+    released = release_parked(state, [f.choice.request.id for f in effective])
+    if effective:
+        state.gate.tick(first.decided_ms)
     return released
+
+
+def _effective(state: State, batch: Sequence[Folded]) -> list[Folded]:
+    """Return the decisions that are not later copies."""
+    found: dict[bytes, Folded] = {}
+    for folded in batch:
+        id_ = folded.choice.request.id
+        known = state.reservations.find(id_)
+        if id_ not in found and (known is None or known >= folded.offset):
+            found[id_] = folded
+    return list(found.values())
+
+
+def _taken(state: State, batch: Sequence[Folded]) -> Taken:
+    choices = [folded.choice for folded in batch]
+    priced = [*dict.fromkeys((c.arm, c.price) for c in choices if c.arm is not None)]
+    columns: dict[tuple[str | None, Price | None], int] = {p: n for n, p in enumerate(priced)}
+    paths = [state.budgets.paths.number(" ".join(p[0] for p in c.budgets)) for c in choices]
+    pairs = state.budgets.paths.pairs(np.array(paths, np.int64))
+    positions = [position for choice in choices for position in choice.budgets]
+    dual_price, planned_usd = np.zeros(len(pairs.budgets)), np.zeros(len(pairs.budgets))
+    dual_price[pairs.place] = [position[5] for position in positions]
+    planned_usd[pairs.place] = [position[6] for position in positions]
+    ttl_ms = state.limits.reservation_ttl_ms
+    expires_ms = [f.expires_ms or f.decided_ms + ttl_ms for f in batch]
+    return Taken(
+        offsets=np.array([f.offset for f in batch], np.int64),
+        requests=Requests.of([c.request for c in choices], width=state.dimensions + 1),
+        column=np.array([columns.get((c.arm, c.price), -1) for c in choices], np.int64),
+        arms=[str(arm) for arm, _ in priced],
+        prices=[price for _, price in priced],
+        explored=np.array([c.explored for c in choices], np.bool_),
+        reserved_nanousd=np.array([c.reserved_nanousd for c in choices], np.int64),
+        expected_nanousd=np.array([c.cost_nanousd for c in choices], np.int64),
+        expires_ms=np.array(expires_ms, np.int64),
+        pairs=pairs,
+        paths=np.array(paths, np.int64),
+        dual_price=dual_price,
+        planned_usd=planned_usd,
+        now_ms=batch[0].decided_ms,
+    )
 
 
 def needed(state: State) -> Position:

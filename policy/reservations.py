@@ -8,6 +8,8 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from policy.money import Price
 from policy.pages import Gate, PageKey
-from policy.terms import Floats
+from policy.paths import Paths
+from policy.terms import Bools, Floats, Ints
 
 SEGMENT = 1_024
 REMEMBERED = 1 << 18
@@ -52,6 +55,10 @@ ROW_DTYPE = np.dtype(
 )
 
 
+_UNKNOWN_ROW = np.zeros(1, ROW_DTYPE)
+_UNKNOWN_ROW["arm"] = NONE
+
+
 class Row(NamedTuple):
     """A remembered decision; amounts in nano-dollars, offsets ``NONE`` where nothing came yet."""
 
@@ -77,23 +84,6 @@ class Row(NamedTuple):
     price_input: int
     price_output: int
     price_cached: int
-
-    @classmethod
-    def decided(
-        cls, *, explored: bool, arm: int, segment: int, budgets: int, input_tokens: int,
-        request: bytes, request_print: int, reserved: int, expected: int, decided_ms: int,
-        expires_ms: int, price: Price | None,
-    ) -> Row:  # fmt: skip
-        """Return the row of a new decision, of which nothing has become yet."""
-        pinned = (0, 0, 0, NONE) if price is None else (
-            price.version, price.input, price.output,
-            NONE if price.cached is None else price.cached,
-        )  # fmt: skip
-        # By position, in the order of the fields: half the time of naming them.
-        return cls(
-            1, explored, arm, segment, budgets, input_tokens, request, request_print, 0, 0,
-            NONE, NONE, NONE, NONE, reserved, expected, decided_ms, expires_ms, *pinned,
-        )  # fmt: skip
 
     @property
     def is_open(self) -> bool:
@@ -129,15 +119,16 @@ class Names:
 class Reservations:
     """The remembered decisions of one partition."""
 
-    def __init__(self, gate: Gate, *, dimensions: int) -> None:
+    def __init__(self, gate: Gate, paths: Paths, *, dimensions: int) -> None:
         self._gate = gate
+        self._paths = paths
         self._dimensions = dimensions
         self._rows: dict[int, NDArray[Any]] = {}
         self._features: dict[int, NDArray[np.float32]] = {}
         self._offsets: dict[bytes, int] = {}
         self._scan = 0
         self._alarm_ms = 0
-        self.arms, self.budgets, self.segments = Names(), Names(), Names()
+        self.arms, self.segments = Names(), Names()
         self.open_count = 0
 
     def __len__(self) -> int:
@@ -151,48 +142,87 @@ class Reservations:
         """Return the row of the decision at this offset."""
         return Row(*self._rows[offset // SEGMENT][offset % SEGMENT].item())
 
-    def decided_since(self, offset: int, *, before: int) -> int:
-        """Return how many decisions in ``[offset, before)`` took effect.
+    def find_all(self, requests: Sequence[bytes]) -> list[int | None]:
+        """Return :meth:`find` for each of these digests."""
+        return [*map(self._offsets.get, requests)]
+
+    def rows(self, offsets: Ints) -> NDArray[Any]:
+        """Return copies of the rows of the decisions at these offsets, shape (n,).
+
+        At a negative offset, of a decision that is not known, is a row of an arm ``NONE``.
+        """
+        found = np.empty(len(offsets), ROW_DTYPE)
+        for number, part in _by_segment(offsets):
+            if number >= 0:
+                found[part] = self._rows[number][offsets[part] - number * SEGMENT]
+            else:
+                found[part] = _UNKNOWN_ROW
+        return found
+
+    def decided_since(self, offsets: Ints, *, before: int) -> Ints:
+        """Return for each offset how many decisions in ``[offset, before)`` took effect.
 
         Later copies of decisions do not count: who settled before they came has not seen them,
         and who folds the log has.
         """
-        count = 0
-        for number in range(offset // SEGMENT, -(-before // SEGMENT)):
-            rows = self._rows.get(number)
-            if rows is not None:
-                start, end = max(offset - number * SEGMENT, 0), before - number * SEGMENT
-                count += int(np.count_nonzero(rows["used"][start:end]))
-        return count
+        if len(offsets) == 0:
+            return np.zeros(0, np.int64)
+        first, last = int(offsets.min()) // SEGMENT, -(-before // SEGMENT)
+        # What lies before each place of a segment, and before each segment.
+        counts = {n: _used_before(self._rows.get(n), before - n * SEGMENT)
+                  for n in range(first, last)}  # fmt: skip
+        totals = np.cumsum([0, *(int(counts[n][-1]) for n in range(first, last))])
+        result = np.full(len(offsets), totals[-1], np.int64)
+        for number, part in _by_segment(offsets):
+            if number < last:
+                places = offsets[part] - number * SEGMENT
+                result[part] -= totals[number - first] + counts[number][places]
+            else:
+                result[part] = 0
+        return result
 
-    def features(self, offset: int) -> Floats:
-        """Return the features with which the decision was made, shape (d,)."""
-        features: Floats = self._features[offset // SEGMENT][offset % SEGMENT].astype(np.float64)
-        return features
+    def features(self, offsets: Ints) -> Floats:
+        """Return the features with which decisions were made, shape (n, d)."""
+        found = np.empty((len(offsets), self._dimensions))
+        for number, part in _by_segment(offsets):
+            found[part] = self._features[number][offsets[part] - number * SEGMENT]
+        return found
 
-    def add(self, offset: int, row: Row, features: NDArray[np.float32]) -> None:
-        """Remember a decision; nothing if the segment's page holds it already."""
-        number = offset // SEGMENT
-        if not self._gate.passes(page_of(offset)):
-            return
-        rows = self._rows.get(number)
-        if rows is None:
-            rows = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
-            self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
-        rows[offset % SEGMENT] = row
-        self._features[number][offset % SEGMENT] = features
-        self._offsets[row.id] = offset
-        self._alarm_ms = min(self._alarm_ms, row.expires_ms)
-        self.open_count += row.is_open
+    def add(
+        self, offsets: Ints, rows: NDArray[Any], ids: Sequence[bytes],
+        features: NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        """Remember decisions at ascending offsets; not in a segment whose page holds them."""
+        for number, part in _by_segment(offsets):
+            if not self._gate.passes(("reservation", number)):
+                continue
+            kept = self._rows.get(number)
+            if kept is None:
+                kept = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
+                self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
+            places = offsets[part] - number * SEGMENT
+            kept[places] = rows[part]
+            self._features[number][places] = features[part]
+            self._offsets.update(zip(ids[part], offsets[part].tolist(), strict=True))
+            self.open_count += int(np.count_nonzero(is_open(rows[part])))
+        if len(rows):
+            self._alarm_ms = min(self._alarm_ms, int(rows["expires_ms"].min()))
 
-    def update(self, offset: int, row: Row, **fields: Any) -> None:
-        """Change fields of a row, unless its page already holds the change."""
-        if not self._gate.passes(page_of(offset)):
-            return
-        rows, place = self._rows[offset // SEGMENT], offset % SEGMENT
-        for name, value in fields.items():
-            rows[name][place] = value
-        self.open_count += row._replace(**fields).is_open - row.is_open
+    def change(self, offsets: Ints, **fields: NDArray[Any] | int) -> None:
+        """Change fields of rows, unless their page already holds the change."""
+        for number, part in _by_segment(offsets):
+            if not self._gate.passes(("reservation", number)):
+                continue
+            rows, places = self._rows[number], offsets[part] - number * SEGMENT
+            before = np.count_nonzero(is_open(rows[places]))
+            for name, value in fields.items():
+                rows[name][places] = value if isinstance(value, int) else value[part]
+            self.open_count += int(np.count_nonzero(is_open(rows[places])) - before)
+
+    @property
+    def alarm_ms(self) -> int:
+        """Return the time until which :meth:`due` returns nothing."""
+        return self._alarm_ms
 
     def due(self, now_ms: int) -> list[int]:
         """Return the offsets of open reservations that have expired before ``now_ms``, in order.
@@ -223,9 +253,9 @@ class Reservations:
 
     def revive(self, offsets: list[int]) -> None:
         """Take the expiry of these reservations back, as if :meth:`due` had not been asked."""
-        for offset in offsets:
-            self.update(offset, self.row(offset), expired_by=NONE)
-            self._scan = min(self._scan, offset)
+        if offsets:
+            self.change(np.array(offsets, np.int64), expired_by=NONE)
+            self._scan = min(self._scan, *offsets)
         self._alarm_ms = 0
 
     def forget(self) -> list[PageKey]:
@@ -264,7 +294,7 @@ class Reservations:
                 rows[used].tobytes(),
                 self._features[number][used].tobytes(),
                 self.arms.texts,
-                _named(self.budgets, rows["budgets"][used]),
+                [(int(n), self._paths.texts[int(n)]) for n in np.unique(rows["budgets"][used])],
                 self.segments.texts,
             ]
         )
@@ -277,7 +307,7 @@ class Reservations:
         loaded = np.frombuffer(raw, ROW_DTYPE).copy()
         for name, names, texts in (
             ("arm", self.arms, dict(enumerate(arms))),
-            ("budgets", self.budgets, dict(budgets)),
+            ("budgets", self._paths, dict(budgets)),
             ("segment", self.segments, dict(enumerate(segments))),
         ):
             numbers = {old: names.number(text) for old, text in texts.items()}
@@ -295,10 +325,37 @@ class Reservations:
             self.open_count += row.is_open
 
 
+def is_open(rows: NDArray[Any]) -> Bools:
+    """Return which rows hold a reservation that is neither settled nor expired."""
+    spent = (rows["usage_offset"] != NONE) | (rows["expired_by"] != NONE)
+    result: Bools = (rows["arm"] != NONE) & ~spent
+    return result
+
+
 def page_of(offset: int) -> PageKey:
     """Return the page of the decision at this offset."""
     return ("reservation", offset // SEGMENT)
 
 
-def _named(names: Names, numbers: NDArray[Any]) -> list[tuple[int, str]]:
-    return [(int(n), names.texts[int(n)]) for n in np.unique(numbers)]
+def _by_segment(offsets: Ints) -> Iterator[tuple[int, Any]]:
+    """Yield the segments of these offsets, each with a slice or the indices of its own."""
+    if len(offsets) == 0:
+        return
+    numbers = offsets // SEGMENT
+    if len(offsets) > 1 and (numbers[1:] < numbers[:-1]).any():
+        for number in sorted(set(numbers.tolist())):
+            yield number, np.flatnonzero(numbers == number)
+        return
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(offsets)]
+    for start, end in pairwise(edges):
+        yield numbers.item(start), slice(start, end)
+
+
+def _used_before(rows: NDArray[Any] | None, end: int) -> Ints:
+    """Return how many of a segment's decisions lie before each place, up to ``end``."""
+    counts = np.zeros(SEGMENT + 1, np.int64)
+    if rows is not None:
+        used = rows["used"].astype(np.int64)
+        used[max(end, 0) :] = 0
+        np.cumsum(used, out=counts[1:])
+    return counts

@@ -1,22 +1,31 @@
-"""One outcome: release the reservation, spend the true cost, learn.
+"""Outcomes: release the reservation, spend the true cost, learn.
 
 Usage (or a billed cost) settles, a reward teaches; they may come together or apart, in either
 order, late or twice. The first of each counts; the same again has no effect, another content is a
 conflict. An outcome whose decision is not known yet is parked.
+
+Outcomes without any such trouble are *plain*, and runs of them take effect together
+(:mod:`policy.effects`). How the log was divided into calls or runs changes nothing, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from policy.acceptance import PARK_MS, is_accepted
-from policy.money import call_cost_nanousd
-from policy.reservations import NONE, Row
-from policy.state import Arrival, State
-from policy.terms import Learning
+from policy.effects import apply, spend_expired
+from policy.outcomes import Arrival, Arrivals
+from policy.reservations import NONE
+from policy.state import State
+from policy.terms import Bools, Ints
 
 Effect = Literal["applied", "duplicate", "parked", "refused"]
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +37,122 @@ class Verdict:
     detail: str = ""
 
 
+APPLIED = Verdict("applied")
+
+
 def settle(state: State, arrival: Arrival) -> Verdict:
     """Apply the next outcome of the partition's log; call :func:`pass_over` for a bad record."""
-    before = state.gate.position
-    pass_over(state, arrival.offset, arrival.at_ms, advance=False)
-    verdict = _settle_known(state, arrival)
-    if verdict.effect == "parked":
-        state.parked[arrival.offset] = (arrival, before)
-    state.gate.advance("outcomes", arrival.offset + 1)
-    return verdict
+    return settle_all(state, Arrivals.of([arrival]))[0]
 
 
-def pass_over(state: State, offset: int, at_ms: int, *, advance: bool = True) -> None:
+def settle_all(state: State, arrivals: Arrivals) -> list[Verdict]:
+    """Apply the next outcomes of the partition's log, in order; return what became of each."""
+    verdicts: list[Verdict] = []
+    clock = np.maximum.accumulate(np.maximum(arrivals.at_ms, state.clock_ms))
+    cuts = state.gate.cuts("outcomes")
+    known = _Known.of(state, arrivals)
+    start = 0
+    while start < len(arrivals):
+        offset, before = arrivals.offsets.item(start), state.gate.position
+        state.gate.begin("outcomes", offset)
+        state.gate.tick(clock.item(start))
+        if expire(state, clock.item(start), cause=2 * offset):
+            known = _Known.of(state, arrivals)
+        if known.plain[start]:
+            end = _end_of_run(state, arrivals, known, clock, start, cuts)
+            rows = slice(start, end)
+            apply(
+                state, arrivals.between(start, end), known.decision[rows], known.rows[rows],
+                usage=arrivals.has_usage[rows], reward=arrivals.has_reward[rows],
+            )  # fmt: skip
+            verdicts += [APPLIED] * (end - start)
+        else:
+            end = start + 1
+            arrival = arrivals.row(start)
+            verdict = _settle_one(state, arrival)
+            if verdict.effect == "parked":
+                state.parked[offset] = (arrival, before)
+            verdicts.append(verdict)
+        state.gate.tick(clock.item(end - 1))
+        state.gate.advance("outcomes", arrivals.offsets.item(end - 1) + 1)
+        start = end
+    return verdicts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Known:
+    """What is known of the decisions of outcomes, shape (n,); -1 where there is none.
+
+    ``plain`` is where an outcome takes effect whole.
+    """
+
+    decision: Ints
+    rows: NDArray[Any]
+    plain: Bools
+
+    @classmethod
+    def of(cls, state: State, arrivals: Arrivals) -> _Known:
+        found = state.reservations.find_all(arrivals.ids)
+        decision = np.array([_UNKNOWN if o is None else o for o in found], np.int64)
+        # While a log is folded a row may be there before its decision's turn has come.
+        plain = (decision != _UNKNOWN) & (decision < state.gate.position.decisions)
+        rows = state.reservations.rows(np.where(plain, decision, _UNKNOWN))
+        plain &= (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
+        parts = ((arrivals.has_usage, "usage_offset"), (arrivals.has_reward, "reward_offset"))
+        for present, column in parts:
+            first = (rows[column] == NONE) | (rows[column] == arrivals.offsets)
+            plain &= ~present | (first & _first_of_each(decision, present))
+        plain &= arrivals.has_usage | (arrivals.has_reward & ~arrivals.error)
+        return cls(decision=decision, rows=rows, plain=plain)
+
+
+def _first_of_each(decision: Ints, present: Bools) -> Bools:
+    """Return False where an earlier row of the same decision has the part as well."""
+    places = np.flatnonzero(present)
+    numbers = decision[places].tolist()
+    result = np.ones(len(decision), np.bool_)
+    if len(set(numbers)) < len(numbers):
+        seen: set[int] = set()
+        for place, number in zip(places.tolist(), numbers, strict=True):
+            result[place] = number not in seen
+            seen.add(number)
+    return result
+
+
+def _end_of_run(
+    state: State, arrivals: Arrivals, known: _Known, clock: Ints, start: int, cuts: Sequence[int]
+) -> int:
+    """Return the row before which something else happens than outcomes taking effect.
+
+    That is an outcome that is not plain, an expiry, a new window, or the end of what some page
+    contains. The windows of the first row's budgets are rolled if it settles.
+    """
+    clocks, offsets, end = clock[start:], arrivals.offsets, len(arrivals)
+    alarm_ms = max(state.reservations.alarm_ms, clock.item(start))
+    if end > start + 1:
+        end = start + min(_first(~known.plain[start:]), _first(clocks > alarm_ms))
+        causes = [cause // 2 for cause in state.redo if cause % 2 == 0]
+        for limit in (*cuts, *causes):
+            if limit > offsets[start]:
+                end = min(end, int(np.searchsorted(offsets, limit)))
+    # A reward alone touches no budget, so it does not begin a window either.
+    paths = np.where(arrivals.has_usage, known.rows["budgets"], 0)[start:end].astype(np.int64)
+    pairs = state.budgets.paths.pairs(paths)
+    state.budgets.roll(pairs.budget[: pairs.starts[1]], clock.item(start))
+    ended = state.budgets.ended(pairs.budget, clocks[pairs.row])
+    return start + int(pairs.row[ended].min(initial=end - start))
+
+
+def _first(stop: Bools) -> int:
+    return int(stop.argmax()) if stop.any() else len(stop)
+
+
+def pass_over(state: State, offset: int, at_ms: int) -> None:
     """Let the log's time go on: what has expired by this record is spent."""
     state.gate.begin("outcomes", offset)
     state.gate.tick(at_ms)
     expire(state, state.clock_ms, cause=2 * offset)
-    if advance:
-        state.gate.advance("outcomes", offset + 1)
+    state.gate.advance("outcomes", offset + 1)
 
 
 def expire(state: State, now_ms: int, *, cause: int) -> list[int]:
@@ -55,38 +162,23 @@ def expire(state: State, now_ms: int, *, cause: int) -> list[int]:
     decision's and one.
     """
     # While a log is folded: rows that a later page already shows as expired by this record.
-    for offset in state.redo.get(cause, ()):
-        _spend_expired(state, state.reservations.row(offset), now_ms)
+    spend_expired(state, state.redo.get(cause, ()), now_ms)
     due = state.reservations.due(now_ms)
-    for offset in due:
-        row = state.reservations.row(offset)
-        _spend_expired(state, row, now_ms)
-        state.reservations.update(offset, row, expired_by=cause)
+    if due:
+        spend_expired(state, due, now_ms)
+        state.reservations.change(np.array(due, np.int64), expired_by=cause)
     return due
 
 
-def _spend_expired(state: State, row: Row, now_ms: int) -> None:
-    """Count a whole reservation as spent, until feedback trues it up."""
-    budgets = state.reservations.budgets.texts[row.budgets]
-    state.budgets.settle(
-        state.budgets.named(budgets),
-        decided_ms=row.decided_ms,
-        held=row.reserved,
-        spent=row.reserved,
-        delta_nanousd=row.reserved - row.expected,
-        expected_nanousd=row.expected,
-        now_ms=now_ms,
-    )
-    state.freed.add(budgets.rpartition(" ")[2])
-
-
-def release_parked(state: State, id_: bytes) -> list[tuple[Arrival, Verdict]]:
-    """Apply the parked outcomes of a request that has just been decided, as part of that."""
-    mine = [arrival for arrival, _ in state.parked.values() if arrival.id == id_]
+def release_parked(state: State, ids: Sequence[bytes]) -> list[tuple[Arrival, Verdict]]:
+    """Apply the parked outcomes of requests that have just been decided, as part of that."""
+    if not state.parked:
+        return []
+    decided = set(ids)
     settled = []
-    for arrival in mine:
+    for arrival in [a for a, _ in state.parked.values() if a.id in decided]:
         del state.parked[arrival.offset]
-        settled.append((arrival, _settle_known(state, arrival)))
+        settled.append((arrival, _settle_one(state, arrival)))
     return settled
 
 
@@ -106,9 +198,9 @@ def _expire_parked(state: State) -> None:
         state.late.append(arrival)
 
 
-def _settle_known(state: State, arrival: Arrival) -> Verdict:
+def _settle_one(state: State, arrival: Arrival) -> Verdict:
+    """Apply one outcome, whatever may be wrong with it."""
     offset = state.reservations.find(arrival.id)
-    # While a log is folded a row may be there before its decision's turn has come.
     if offset is None or offset >= state.gate.position.decisions:
         # Room is made here and not only when a worker asks: a fold, which never asks, must park
         # what was parked.
@@ -128,22 +220,22 @@ def _settle_known(state: State, arrival: Arrival) -> Verdict:
     reward = _part(arrival.reward is not None, arrival.offset, arrival.reward_print,
                    row.reward_offset, row.reward_print)  # fmt: skip
     error = _part(arrival.error and not has_usage, arrival.offset, 0, row.error_offset, 0)
-    cost = _spend(state, row, arrival) if usage == "new" else None
-    changes: dict[str, int] = {}
-    if usage == "new":
-        changes |= {"usage_offset": arrival.offset, "usage_print": arrival.usage_print}
-    if reward == "new":
-        changes |= {"reward_offset": arrival.offset, "reward_print": arrival.reward_print}
-    if error == "new":
-        changes["error_offset"] = arrival.offset
-    if changes:
-        state.reservations.update(offset, row, **changes)
-        _learn(state, offset, row, arrival, cost=cost, rewarded=reward == "new")
+    new = [part == "new" for part in (usage, reward, error)]
+    if any(new):
+        at = np.array([offset], np.int64)
+        pairs = state.budgets.paths.pairs(np.array([row.budgets], np.int64))
+        if new[0]:
+            # A fold rolls where the log's time says so, wherever the live state rolled before.
+            state.budgets.roll(pairs.budgets, state.clock_ms)
+        apply(
+            state, Arrivals.of([arrival]), at, state.reservations.rows(at),
+            usage=np.array(new[:1]), reward=np.array(new[1:2]), error_offset=new[2],
+        )  # fmt: skip
     # A part in conflict is refused alone: the other part of the same record still counts.
     for part, verdict in (("usage", usage), ("reward", reward)):
         if verdict == "conflict":
             return Verdict("refused", "conflict", f"another {part} was accepted before")
-    return Verdict("applied" if changes else "duplicate")
+    return APPLIED if any(new) else Verdict("duplicate")
 
 
 def _part(present: bool, offset: int, print_: int, known_offset: int, known_print: int) -> str:
@@ -157,62 +249,3 @@ def _part(present: bool, offset: int, print_: int, known_offset: int, known_prin
     if known_offset in (NONE, offset):
         return "new"
     return "duplicate" if print_ == known_print else "conflict"
-
-
-def _spend(state: State, row: Row, arrival: Arrival) -> int:
-    if arrival.cost_nanousd is not None:
-        cost = arrival.cost_nanousd
-    else:
-        cost = call_cost_nanousd(
-            row.price(),
-            input_tokens=arrival.input_tokens or 0,
-            output_tokens=arrival.output_tokens or 0,
-            cached_tokens=arrival.cached_tokens,
-        )
-    # Expired before this record, and not by it: then all of the reservation is spent already.
-    expired = row.expired_by != NONE
-    held, charged = (0, row.reserved) if expired else (row.reserved, 0)
-    budgets = state.reservations.budgets.texts[row.budgets]
-    state.budgets.settle(
-        state.budgets.named(budgets),
-        decided_ms=row.decided_ms,
-        held=held,
-        spent=cost - charged,
-        delta_nanousd=cost - (row.reserved if expired else row.expected),
-        expected_nanousd=0 if expired else row.expected,
-        now_ms=state.clock_ms,
-    )
-    state.freed.add(budgets.rpartition(" ")[2])
-    return cost
-
-
-def _learn(
-    state: State, offset: int, row: Row, arrival: Arrival, *, cost: int | None, rewarded: bool
-) -> None:
-    arm = state.reservations.arms.texts[row.arm]
-    reward = arrival.reward if rewarded else None
-    state.windows.add(
-        arm,
-        state.reservations.segments.texts[row.segment],
-        at_ms=arrival.at_ms,
-        reward=reward,
-        cost_nanousd=cost,
-        latency_ms=None if cost is None else arrival.latency_ms,
-        error=arrival.error,
-    )
-    if (cost is None and reward is None) or not state.gate.passes(("arm", arm)):
-        return
-    if cost is not None and arrival.output_tokens is not None:
-        state.lengths_of(arm).add(arrival.output_tokens)
-    state.policy.learn(
-        Learning(
-            arm=arm,
-            features=state.reservations.features(offset),
-            input_tokens=row.input_tokens,
-            age=state.reservations.decided_since(offset, before=state.gate.position.decisions),
-            reward=reward,
-            cost_nanousd=cost,
-            output_tokens=None if cost is None else arrival.output_tokens,
-            price=None if cost is None else row.price(),
-        )
-    )

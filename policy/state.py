@@ -19,9 +19,11 @@ from policy.catalog import Catalog
 from policy.curve import SpendCurve, spend_curve
 from policy.lengths import OutputLengths
 from policy.money import Price
+from policy.outcomes import Arrival
 from policy.pages import Gate, PageKey, Position
+from policy.requests import Incoming
 from policy.reservations import Reservations
-from policy.terms import Bools, Contexts, Floats, Ints, Policy, Settings
+from policy.terms import BatchPolicy, Bools, Contexts, Floats, Ints, Policy, Settings
 from policy.windows import RewardWindows
 
 RING = 256
@@ -40,45 +42,6 @@ class Limits:
     parked_max: int = 10_000
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Incoming:
-    """A request as the core is given it: checked, its features made, its id hashed."""
-
-    offset: int
-    id: bytes
-    request_print: int
-    budget: str
-    features: NDArray[np.float32]
-    input_tokens: int
-    max_output_tokens: int
-    at_ms: int
-    seed: int
-    segment: str = "all"
-    arms: frozenset[str] | None = None
-    capabilities: frozenset[str] = frozenset()
-    latency_ms_max: int | None = None
-    deadline_ms: int | None = None
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """An outcome as the core is given it: checked, its id hashed, its parts fingerprinted."""
-
-    offset: int
-    id: bytes
-    at_ms: int
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int = 0
-    cost_nanousd: int | None = None
-    usage_print: int = 0
-    reward: float | None = None
-    reward_print: int = 0
-    latency_ms: int | None = None
-    error: bool = False
-
-
 class State:
     """The state of one partition; see the module."""
 
@@ -94,10 +57,11 @@ class State:
         self.dimensions = dimensions
         self.gate = Gate.new()
         self.budgets = Budgets(self.gate)
-        self.reservations = Reservations(self.gate, dimensions=dimensions + 1)
+        self.reservations = Reservations(self.gate, self.budgets.paths, dimensions=dimensions + 1)
         self.windows = RewardWindows(self.gate)
         self.lengths: dict[str, OutputLengths] = {}
         self.policy = make_policy(catalog.settings)
+        self.batch_policy = self.policy if isinstance(self.policy, BatchPolicy) else None
         self.deferred: dict[str, deque[Incoming]] = {}
         self.waiting: dict[bytes, int] = {}
         self.freed: set[str] = set()
@@ -129,16 +93,24 @@ class State:
         """Return the output lengths of an arm; empty ones for a new arm."""
         return self.lengths.setdefault(arm, OutputLengths())
 
-    def remember_context(
-        self, features: NDArray[np.float32], input_tokens: int, max_output_tokens: int
+    def free(self, paths: Ints) -> None:
+        """Note that money came back on these paths: requests that wait for it are tried again."""
+        if self.deferred:
+            texts = self.budgets.paths.texts
+            self.freed.update(texts[path].rpartition(" ")[2] for path in set(paths.tolist()))
+
+    def remember_contexts(
+        self, features: NDArray[np.float32], input_tokens: Ints, max_output_tokens: Ints
     ) -> None:
-        """Put a context into the ring of which the spend curve is made."""
+        """Put contexts, shape (n, d) and (n,), into the ring of which the spend curve is made."""
         if not self.gate.passes(("ring", "")):
             return
-        at = self._ring_count % RING
-        self._ring_features[at] = features
-        self._ring_tokens[at] = (input_tokens, max_output_tokens)
-        self._ring_count += 1
+        count, last = len(features), slice(-RING, None)
+        at = (self._ring_count + np.arange(count)[last]) % RING
+        self._ring_features[at] = features[last]
+        self._ring_tokens[at, 0] = input_tokens[last]
+        self._ring_tokens[at, 1] = max_output_tokens[last]
+        self._ring_count += count
 
     def refresh_curve(self, batch: Contexts) -> None:
         """Make the spend curve anew if it is due; of the batch too while the ring is short."""

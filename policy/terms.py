@@ -6,8 +6,9 @@ Shapes use ``n`` for the requests of one batch, ``k`` for the arms of the catalo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,65 @@ class Learning:
     price: Price | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lessons:
+    """What several outcomes teach about one arm, in their order; see :class:`Learning`.
+
+    Parameters
+    ----------
+    arm : str
+    features : ndarray, shape (n, d)
+    input_tokens, age : ndarray of int64, shape (n,)
+    reward : ndarray, shape (n,)
+        nan where unknown.
+    cost_nanousd, output_tokens : ndarray of int64, shape (n,)
+        Negative where unknown.
+    prices : sequence of n Price or None
+    """
+
+    arm: str
+    features: Floats
+    input_tokens: Ints
+    age: Ints
+    reward: Floats
+    cost_nanousd: Ints
+    output_tokens: Ints
+    prices: Sequence[Price | None]
+
+    def __len__(self) -> int:
+        return len(self.age)
+
+    def __iter__(self) -> Iterator[Learning]:
+        for row, price in enumerate(self.prices):
+            reward, cost = self.reward.item(row), self.cost_nanousd.item(row)
+            output = self.output_tokens.item(row)
+            yield Learning(
+                arm=self.arm,
+                features=self.features[row],
+                input_tokens=self.input_tokens.item(row),
+                age=self.age.item(row),
+                reward=None if reward != reward else reward,
+                cost_nanousd=None if cost < 0 else cost,
+                output_tokens=None if output < 0 else output,
+                price=price,
+            )
+
+    @classmethod
+    def of(cls, learning: Learning) -> Lessons:
+        """Return what one outcome teaches."""
+        cost, output = learning.cost_nanousd, learning.output_tokens
+        return cls(
+            arm=learning.arm,
+            features=np.asarray(learning.features)[None],
+            input_tokens=np.array([learning.input_tokens], np.int64),
+            age=np.array([learning.age], np.int64),
+            reward=np.array([np.nan if learning.reward is None else learning.reward]),
+            cost_nanousd=np.array([-1 if cost is None else cost], np.int64),
+            output_tokens=np.array([-1 if output is None else output], np.int64),
+            prices=[learning.price],
+        )
+
+
 class Policy(Protocol):
     """Decides which arm is worth its price for which request; one file each.
 
@@ -152,6 +212,17 @@ class Policy(Protocol):
 
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
+
+
+@runtime_checkable
+class BatchPolicy(Policy, Protocol):
+    """A policy that takes many records at once; other policies are given them one by one."""
+
+    def decided_all(self, arm: str, features: Floats, *, explored: Bools) -> None:
+        """As :meth:`Policy.decided` for decisions in their order, features of shape (n, d)."""
+
+    def learn_all(self, lessons: Lessons) -> None:
+        """As :meth:`Policy.learn` for each in its order, however they are divided into calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,14 @@ young enough at the reader's time; nothing needs a timer.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from policy.money import INT64_MAX
 from policy.pages import Gate
+from policy.terms import Bools, Floats, Ints
 
 PANES = 60
 PANE_MS = 10_000
@@ -58,33 +60,35 @@ class RewardWindows:
         self._windows: dict[tuple[str, str], dict[int, list[Any]]] = {}
 
     def add(
-        self, arm: str, segment: str, *, at_ms: int, reward: float | None = None,
-        cost_nanousd: int | None = None, latency_ms: int | None = None, error: bool = False,
+        self, arm: str, segment: str, *, at_ms: Ints, reward: Floats, cost_nanousd: Ints,
+        latency_ms: Ints, error: Bools,
     ) -> None:  # fmt: skip
-        """Count what one outcome brought."""
+        """Count what outcomes brought, in their order; all arrays of shape (n,).
+
+        ``reward`` is nan, ``cost_nanousd`` and ``latency_ms`` are negative where they are unknown.
+        """
         if not self._gate.passes(("window", f"{arm} {segment}")):
             return
         window = self._windows.setdefault((arm, segment), {})
-        number = at_ms // PANE_MS
-        pane = window.get(number)
-        if pane is None:
-            newest = max(window, default=number)
-            if number <= newest - PANES:
-                return
-            pane = window[number] = [number, 0, 0, 0, 0, 0, 0, 0.0]
-            for old in [n for n in window if n <= max(newest, number) - PANES]:
-                del window[old]
-        pane[_ERRORS] += error
-        if cost_nanousd is not None:
-            pane[_CALLS] += 1
+        numbers = at_ms // PANE_MS
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        for start, end in pairwise(edges):
+            pane = _pane(window, numbers.item(start))
+            if pane is None:
+                continue
+            part = slice(start, end)
+            cost, latency, rewards = cost_nanousd[part], latency_ms[part], reward[part]
+            cost, latency = cost[cost >= 0], latency[latency >= 0]
+            rewards = rewards[~np.isnan(rewards)]
+            pane[_ERRORS] += int(error[part].sum())
+            pane[_CALLS] += len(cost)
             # For looking at, not for money: absurd bills must not pass what a page can hold.
-            pane[_COST] = min(pane[_COST] + cost_nanousd, INT64_MAX)
-        if latency_ms is not None:
-            pane[_LATENCIES] += 1
-            pane[_LATENCY] += latency_ms
-        if reward is not None:
-            pane[_REWARDS] += 1
-            pane[_REWARD] += reward
+            pane[_COST] = min(pane[_COST] + sum(cost.tolist()), INT64_MAX)
+            pane[_LATENCIES] += len(latency)
+            pane[_LATENCY] += int(latency.sum())
+            pane[_REWARDS] += len(rewards)
+            # One by one, in order: the sum must not depend on how outcomes were batched.
+            pane[_REWARD] = np.cumsum([pane[_REWARD], *rewards.tolist()]).item(-1)
 
     def read(self, arm: str, *, now_ms: int, segment: str | None = None) -> WindowSum:
         """Return the sums over the window that ends at ``now_ms``; all segments if None."""
@@ -123,3 +127,16 @@ class RewardWindows:
         arm, segment = key.split(" ")
         panes = [list(pane) for pane in np.frombuffer(data, PANE_DTYPE).tolist()]
         self._windows[arm, segment] = {pane[0]: pane for pane in panes}
+
+
+def _pane(window: dict[int, list[Any]], number: int) -> list[Any] | None:
+    """Return the pane of this number; None if it is older than the window."""
+    pane = window.get(number)
+    if pane is None:
+        newest = max(window, default=number)
+        if number <= newest - PANES:
+            return None
+        pane = window[number] = [number, 0, 0, 0, 0, 0, 0, 0.0]
+        for old in [n for n in window if n <= max(newest, number) - PANES]:
+            del window[old]
+    return pane

@@ -1,24 +1,42 @@
-"""From records of topics to what the core takes: checked, hashed, with features."""
+"""From records of topics to what the core takes: checked, hashed, with features.
+
+Records are read a batch at a time and into columns; one that is wrong is left out with its reason.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policy.catalog import Catalog
-from policy.state import Arrival, Incoming
+from policy.chance import scramble
+from policy.outcomes import UNKNOWN, Arrival, Arrivals
+from policy.requests import Constraints, Incoming, Requests
+from policy.terms import Bools, Ints
 from streams.records import BadRecordError, Outcome, Request, decode, request_digest
 
 Encode = Callable[[Sequence[str]], NDArray[Any]]
 FEATURE_MAX = 1e6
 """Largest absolute value of a feature: beyond it sums of squares lose their digits."""
+
+Refused = Mapping[int, BadRecordError]
+"""By place among the records: those that were left out, and why."""
+
+
+class Raw(NamedTuple):
+    """What is read of a consumer's record; the timestamp in milliseconds, by the broker."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int
+    timestamp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,114 +50,238 @@ class Intake:
         self, key: bytes | None, value: bytes | None, *, offset: int, at_ms: int,
         known: bool = False,
     ) -> Incoming:  # fmt: skip
-        """Return the request, or raise :class:`BadRecordError` with the reason.
+        """Return one request, or raise :class:`BadRecordError` with the reason."""
+        requests, refused = self.requests([Raw(key, value, offset, at_ms)], known=known)
+        if refused:
+            raise refused[0]
+        return requests.row(0)
 
-        ``at_ms`` is the record's timestamp, by the broker. With ``known`` it was accepted under a
-        former catalog, whatever the present one says.
+    def requests(
+        self, records: Sequence[Any], *, known: bool = False
+    ) -> tuple[Requests, dict[int, BadRecordError]]:
+        """Return the requests of these records, and which were refused.
+
+        With ``known`` they were accepted under a former catalog, whatever the present one says.
         """
-        request = decode(Request, value)
-        root = request.budget.partition("/")[0]
-        _check_key(key, root)
-        if not known and request.budget not in self.catalog.budgets:
-            raise BadRecordError("unknown_budget", f"budget {request.budget!r} is not declared")
-        if request.arms is not None and not known:
-            self._check_arms(request.arms)
-        identity = request_digest(root, request.request_id)
-        assert value is not None
-        return Incoming(
-            offset=offset,
-            id=identity,
-            request_print=_print(value),
-            budget=request.budget,
-            features=self._features(request, known=known),
-            input_tokens=request.input_tokens,
-            max_output_tokens=request.max_output_tokens,
-            at_ms=at_ms,
-            seed=int.from_bytes(identity[:8], "little") ^ self.catalog.settings.seed,
-            segment=self._segment(request.segment),
-            arms=None if request.arms is None else frozenset(request.arms),
-            capabilities=frozenset(request.capabilities),
-            latency_ms_max=request.latency_ms_max,
-            deadline_ms=request.deadline_ms,
-            name=request.request_id,
+        refused: dict[int, BadRecordError] = {}
+        places: list[int] = []
+        read: list[Request] = []
+        ids: list[bytes] = []
+        features = _Features(self.catalog.settings.dimensions, len(records), self.encode, known)
+        for place, record in enumerate(records):
+            try:
+                request = decode(Request, record.value)
+                root = request.budget.partition("/")[0]
+                _check_key(record.key, root)
+                if not known:
+                    self._check_names(request)
+                features.add(request)
+            except BadRecordError as exc:
+                refused[place] = exc
+                continue
+            places.append(place)
+            read.append(request)
+            ids.append(request_digest(root, request.request_id))
+        matrix, finite = features.matrix()
+        kept = [records[place] for place in places]
+        requests = Requests(
+            offsets=[record.offset for record in kept],
+            ids=ids,
+            request_prints=_prints([record.value for record in kept]),
+            budgets=[request.budget for request in read],
+            features=matrix,
+            input_tokens=np.array([r.input_tokens for r in read], np.int64),
+            max_output_tokens=np.array([r.max_output_tokens for r in read], np.int64),
+            at_ms=[record.timestamp for record in kept],
+            seeds=np.frombuffer(b"".join(ids), "<u8")[::2] ^ np.uint64(self.catalog.settings.seed),
+            segments=self._segments(read),
+            names=[request.request_id for request in read],
+            constraints=_constraints(read),
         )
+        if not finite.all():
+            for row in np.flatnonzero(~finite).tolist():
+                text = f"a feature is not within ±{FEATURE_MAX:g}"
+                refused[places[row]] = BadRecordError("range", text)
+            requests = requests.where(finite)
+        return requests, refused
 
-    def _segment(self, name: str) -> str:
-        return name if name == "all" or name in self.catalog.settings.segments else "other"
+    def _segments(self, requests: Sequence[Request]) -> list[str]:
+        known = {"all", *self.catalog.settings.segments}
+        return [r.segment if r.segment in known else "other" for r in requests]
 
-    def _check_arms(self, names: list[str]) -> None:
-        declared = {arm.arm for arm in self.catalog.arms}
-        for name in names:
-            if name not in declared:
-                raise BadRecordError("unknown_arm", f"arm {name!r} is not in the catalog")
-
-    def _features(self, request: Request, *, known: bool) -> NDArray[np.float32]:
-        values = self._values(request)
-        wanted = self.catalog.settings.dimensions
-        if len(values) != wanted:
-            if not known:
-                raise BadRecordError("feature_length", f"{len(values)} features, not {wanted}")
-            # Decided when the policy had other features: its outcome teaches nothing.
-            values = [0.0] * wanted
-        # Python's max of a short list is several times faster than numpy's.
-        if not -FEATURE_MAX <= min(values) <= max(values) <= FEATURE_MAX:
-            raise BadRecordError("range", f"a feature is not within ±{FEATURE_MAX:g}")
-        return np.array([*values, 1.0], np.float32)
-
-    def _values(self, request: Request) -> list[float]:
-        prompt, features, packed = request.prompt, request.features, request.features_b64
-        if (prompt is None) + (features is None) + (packed is None) != 2:
-            raise BadRecordError("features", "give one of prompt, features, features_b64")
-        if features is not None:
-            return features
-        return self._encoded(prompt) if prompt is not None else _from_base64(packed or "")
-
-    def _encoded(self, prompt: str) -> list[float]:
-        if "\0" in prompt:
-            raise BadRecordError("nul", "the prompt contains a NUL character")
-        if self.encode is None:
-            raise BadRecordError("features", "a prompt, but the catalog's encoder is none")
-        values: list[float] = self.encode([prompt])[0].tolist()
-        return values
+    def _check_names(self, request: Request) -> None:
+        if request.budget not in self.catalog.budgets:
+            raise BadRecordError("unknown_budget", f"budget {request.budget!r} is not declared")
+        if request.arms is not None:
+            declared = {arm.arm for arm in self.catalog.arms}
+            for name in request.arms:
+                if name not in declared:
+                    raise BadRecordError("unknown_arm", f"arm {name!r} is not in the catalog")
 
     def outcome(
         self, key: bytes | None, value: bytes | None, *, offset: int, at_ms: int
     ) -> Arrival:
-        """Return the outcome, or raise :class:`BadRecordError` with the reason."""
-        outcome = decode(Outcome, value)
-        root = _root(key)
-        usage = outcome.usage
-        if usage is not None and usage.cached_tokens > usage.prompt_tokens:
-            raise BadRecordError("range", "more cached_tokens than prompt_tokens")
-        identity = request_digest(root, outcome.request_id)
-        if outcome.decision_id not in (None, identity.hex()):
-            raise BadRecordError("other_decision", "decision_id is not that of the request")
-        parts = (usage, outcome.cost_nanousd, outcome.reward, outcome.error)
-        if all(part is None for part in parts):
-            raise BadRecordError("empty_outcome", "no usage, cost, reward or error")
-        tokens = (
-            (None, None, None)
-            if usage is None
-            else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        )
-        return Arrival(
-            offset=offset,
-            id=identity,
-            at_ms=at_ms,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
-            cached_tokens=tokens[2] or 0,
-            cost_nanousd=outcome.cost_nanousd,
-            usage_print=_print(repr((*tokens, outcome.cost_nanousd)).encode()),
-            reward=outcome.reward,
-            reward_print=_print(repr(outcome.reward).encode()),
-            latency_ms=outcome.latency_ms,
-            error=outcome.error is not None,
-        )
+        """Return one outcome, or raise :class:`BadRecordError` with the reason."""
+        arrivals, refused = self.outcomes([Raw(key, value, offset, at_ms)])
+        if refused:
+            raise refused[0]
+        return arrivals.row(0)
+
+    def outcomes(self, records: Sequence[Any]) -> tuple[Arrivals, dict[int, BadRecordError]]:
+        """Return the outcomes of these records, and which were refused."""
+        refused: dict[int, BadRecordError] = {}
+        kept: list[Any] = []
+        read: list[Outcome] = []
+        ids: list[bytes] = []
+        for place, record in enumerate(records):
+            try:
+                outcome = decode(Outcome, record.value)
+                id_ = request_digest(_root(record.key), outcome.request_id)
+                _check_outcome(outcome, id_)
+            except BadRecordError as exc:
+                refused[place] = exc
+                continue
+            kept.append(record)
+            read.append(outcome)
+            ids.append(id_)
+        return _arrivals(kept, read, ids), refused
 
 
-def _print(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+@dataclass(slots=True)
+class _Features:
+    """Gathers the features of requests, of each kind together."""
+
+    wanted: int
+    count: int
+    encode: Encode | None
+    known: bool
+    _size: int = 0
+    _numbers: list[tuple[int, Sequence[float]]] = field(default_factory=list)
+    _packed: list[tuple[int, bytes]] = field(default_factory=list)
+    _prompts: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, request: Request) -> None:
+        """Check one request's features and keep them for its row."""
+        prompt, numbers, packed = request.prompt, request.features, request.features_b64
+        if (prompt is None) + (numbers is None) + (packed is None) != 2:
+            raise BadRecordError("features", "give one of prompt, features, features_b64")
+        if prompt is not None:
+            self._add_prompt(prompt)
+        elif numbers is not None:
+            if self._fits(len(numbers)):
+                self._numbers.append((self._size, numbers))
+        else:
+            raw = _from_base64(packed or "")
+            if self._fits(len(raw) // 4):
+                self._packed.append((self._size, raw))
+        self._size += 1
+
+    def _add_prompt(self, prompt: str) -> None:
+        if "\0" in prompt:
+            raise BadRecordError("nul", "the prompt contains a NUL character")
+        if self.encode is None:
+            raise BadRecordError("features", "a prompt, but the catalog's encoder is none")
+        self._prompts.append((self._size, prompt))
+
+    def _fits(self, length: int) -> bool:
+        if length != self.wanted and not self.known:
+            raise BadRecordError("feature_length", f"{length} features, not {self.wanted}")
+        # Decided when the policy had other features: its outcome teaches nothing.
+        return length == self.wanted
+
+    def matrix(self) -> tuple[NDArray[np.float32], Bools]:
+        """Return the features with the constant, shape (n, d), and which rows are in range."""
+        matrix = np.zeros((self._size, self.wanted + 1), np.float32)
+        matrix[:, -1] = 1.0
+        with np.errstate(over="ignore"):
+            if self._numbers:
+                rows, numbers = zip(*self._numbers, strict=True)
+                matrix[list(rows), :-1] = np.array(numbers)
+            if self._packed:
+                rows, packed = zip(*self._packed, strict=True)
+                matrix[list(rows), :-1] = np.frombuffer(b"".join(packed), "<f4").reshape(
+                    len(rows), -1
+                )
+            if self._prompts and self.encode is not None:
+                rows, prompts = zip(*self._prompts, strict=True)
+                matrix[list(rows), :-1] = self._encoded(self.encode(prompts))
+        # False for what is not a number, too.
+        finite: Bools = np.logical_and.reduce(np.abs(matrix) <= FEATURE_MAX, axis=1)
+        return matrix, finite
+
+    def _encoded(self, features: NDArray[Any]) -> NDArray[Any]:
+        if features.shape[1] == self.wanted:
+            return features
+        if self.known:
+            return np.zeros((len(features), self.wanted))
+        raise ValueError(f"the encoder gives {features.shape[1]} features, not {self.wanted}")
+
+
+def _constraints(requests: Sequence[Request]) -> dict[int, Constraints]:
+    return {
+        row: Constraints(
+            arms=None if r.arms is None else frozenset(r.arms),
+            capabilities=frozenset(r.capabilities),
+            latency_ms_max=r.latency_ms_max,
+            deadline_ms=r.deadline_ms,
+        )
+        for row, r in enumerate(requests)
+        if r.arms is not None or r.capabilities or r.latency_ms_max or r.deadline_ms is not None
+    }
+
+
+def _check_outcome(outcome: Outcome, id_: bytes) -> None:
+    usage = outcome.usage
+    if usage is not None and usage.cached_tokens > usage.prompt_tokens:
+        raise BadRecordError("range", "more cached_tokens than prompt_tokens")
+    if outcome.decision_id is not None and outcome.decision_id != id_.hex():
+        raise BadRecordError("other_decision", "decision_id is not that of the request")
+    parts = (usage, outcome.cost_nanousd, outcome.reward, outcome.error)
+    if parts == _NOTHING:
+        raise BadRecordError("empty_outcome", "no usage, cost, reward or error")
+
+
+_NOTHING = (None, None, None, None)
+
+
+def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes]) -> Arrivals:
+    usages = [outcome.usage for outcome in read]
+    columns = [
+        _whole([None if u is None else u.prompt_tokens for u in usages]),
+        _whole([None if u is None else u.completion_tokens for u in usages]),
+        _whole([0 if u is None else u.cached_tokens for u in usages]),
+        _whole([outcome.cost_nanousd for outcome in read]),
+    ]
+    usage_print = np.zeros(len(read), np.uint64)
+    for column in columns:
+        usage_print = scramble(usage_print ^ column.view(np.uint64))
+    # A negative zero is the same reward.
+    reward = 0.0 + np.array([np.nan if o.reward is None else o.reward for o in read], np.float64)
+    return Arrivals(
+        offsets=np.array([record.offset for record in records], np.int64),
+        ids=ids,
+        at_ms=np.array([record.timestamp for record in records], np.int64),
+        input_tokens=columns[0],
+        output_tokens=columns[1],
+        cached_tokens=columns[2],
+        cost_nanousd=columns[3],
+        usage_print=usage_print,
+        reward=reward,
+        reward_print=scramble(reward.view(np.uint64)),
+        latency_ms=_whole([outcome.latency_ms for outcome in read]),
+        error=np.array([outcome.error is not None for outcome in read], np.bool_),
+    )
+
+
+def _whole(values: Sequence[int | None]) -> Ints:
+    return np.array([UNKNOWN if value is None else value for value in values], np.int64)
+
+
+def _prints(values: Sequence[bytes]) -> list[int]:
+    """Return 64 bits of a hash of each value."""
+    hashed = [hashlib.blake2b(value, digest_size=8).digest() for value in values]
+    prints: list[int] = np.frombuffer(b"".join(hashed), "<u8").tolist()
+    return prints
 
 
 def _root(key: bytes | None) -> str:
@@ -150,18 +292,15 @@ def _root(key: bytes | None) -> str:
 
 
 def _check_key(key: bytes | None, root: str) -> None:
-    if _root(key) != root:
+    if key != root.encode():
         raise BadRecordError("wrong_key", f"the record's key is not the budget's root {root!r}")
 
 
-def _from_base64(text: str) -> list[float]:
+def _from_base64(text: str) -> bytes:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise BadRecordError("features", "features_b64 is not base64") from None
     if len(raw) % 4:
         raise BadRecordError("features", f"features_b64 holds {len(raw)} bytes, not float32")
-    values: list[float] = np.frombuffer(raw, "<f4").tolist()
-    if any(value != value for value in values):
-        raise BadRecordError("range", "a feature is not a number")
-    return values
+    return raw

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
+from collections.abc import Sequence
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from policy.decide import Decided
 from policy.money import NANO_PER_USD
+from policy.settle import Verdict
 from policy.state import State
 
 
@@ -50,12 +53,22 @@ class Metrics:
     def count(self, partition: int, decided: Decided, state: State) -> None:
         """Count what one call of ``decide`` did."""
         self.duplicates.inc(len(decided.duplicates))
-        made = Counts((choice.arm or "", choice.rejected or "") for choice in decided.choices)
-        for labels, count in made.items():
-            self.decisions.labels(*labels).inc(count)
-        last = {choice.budgets[0][0]: choice.budgets[0] for choice in decided.choices
-                if choice.budgets}  # fmt: skip
-        for budget, position in last.items():
-            self.reserved.labels(budget).set(position[3] / NANO_PER_USD)
+        choices = decided.choices
+        names = [*(arm.arm for arm in choices.arms), ""]
+        for column, count in Counts(choices.column[choices.rows].tolist()).items():
+            if column >= 0:
+                self.decisions.labels(names[column], "").inc(count)
+        for reason, count in Counts(choices.rejected.values()).items():
+            self.decisions.labels("", reason).inc(count)
+        pairs = decided.rounds.pairs
+        roots = pairs.budget[pairs.starts[:-1][np.diff(pairs.starts) > 0]]
+        for root in sorted(set(roots.tolist())):
+            reserved = int(state.budgets.reserved[root]) / NANO_PER_USD
+            self.reserved.labels(state.budgets.names[root]).set(reserved)
         self.waiting.labels(partition).set(len(state.waiting))
         self.open.labels(partition).set(state.reservations.open_count)
+
+    def count_outcomes(self, verdicts: Sequence[Verdict]) -> None:
+        """Count what became of outcomes."""
+        for effect, count in Counts(verdict.effect for verdict in verdicts).items():
+            self.outcomes.labels(effect).inc(count)

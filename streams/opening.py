@@ -14,12 +14,14 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from policy.catalog import Catalog
-from policy.decide import Choice
+from policy.choices import Choice
 from policy.money import Price
 from policy.pages import Position
 from policy.recover import Folded, finish, fold_decisions, load, needed
 from policy.registry import make_policy
-from policy.state import Incoming, Limits, State
+from policy.requests import Incoming
+from policy.settle import APPLIED
+from policy.state import Limits, State
 from streams import topics
 from streams.checkpoints import FORMAT, POSITION_KEY, Kept, parse_page_key
 from streams.faust_batches import CheckpointTable
@@ -27,7 +29,7 @@ from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader
 from streams.metrics import Metrics
-from streams.partition import Partition, settle_record
+from streams.partition import Partition, settle_records
 from streams.publisher import Outbox
 from streams.records import BadRecordError, DeadLetter, Decision, decode
 from streams.refusing import DeadLetters, mark_of
@@ -148,10 +150,14 @@ class Opener:
         self, state: State, letters: DeadLetters, outcomes: deque[Any], end: int
     ) -> None:
         """Settle the outcomes below ``end``; they leave the queue."""
-        intake = self.make_intake(state.catalog)
+        records = []
         while outcomes and outcomes[0].offset < end:
-            record = outcomes.popleft()
-            verdict = settle_record(state, intake, record, partitions=self.partitions)
+            records.append(outcomes.popleft())
+        intake = self.make_intake(state.catalog)
+        verdicts = settle_records(state, intake, records, self.partitions)
+        for record, verdict in zip(records, verdicts, strict=True):
+            if verdict is APPLIED:
+                continue
             mark = mark_of(record.value)
             if verdict.effect == "parked":
                 letters.parked[record.offset] = mark

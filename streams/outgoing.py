@@ -1,110 +1,133 @@
-"""From what the core decided to records."""
+"""From what the core decided to records, a batch at a time.
+
+A record is built from columns: making a struct by name for each decision would take longer than
+deciding it.
+"""
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
-from policy.decide import Choice, Decided
+import msgspec
+import numpy as np
+from msgspec import NODEFAULT
+
+from policy.choices import Choices
+from policy.decide import Decided
 from policy.eligibility import WHY_NOT
-from streams.records import (
-    SCHEMA,
-    Decision,
-    PriceTag,
-    Seen,
-    Waiting,
-    encode,
+from streams.records import Decision, PriceTag, Seen
+
+_FIELDS = msgspec.structs.fields(Decision)
+_DEFAULTS = {f.name: f.default_factory if f.default is NODEFAULT else f.default for f in _FIELDS}
+_Row: Any = msgspec.defstruct(
+    "_Row",
+    [
+        (f.name, Any)
+        if f.required
+        else (f.name, Any, f.default)
+        if f.default is not NODEFAULT
+        else (f.name, Any, msgspec.field(default_factory=f.default_factory))
+        for f in _FIELDS
+    ],
+    omit_defaults=True,
+    gc=False,
 )
+"""A decision whose fields are given in their order; it encodes as :class:`Decision` does."""
+_encoder = msgspec.json.Encoder()
 
 
 def decision_records(
-    decided: Decided, *, arms: list[str], policy: str, features: str, catalog: int,
-    statistics: int, seed: int, ttl_ms: int,
+    decided: Decided, *, policy: str, features: str, catalog: int, statistics: int, seed: int,
+    ttl_ms: int,
 ) -> list[bytes]:  # fmt: skip
     """Return the decisions of a round as JSON, in the order of their offsets."""
-    rounds = decided.rounds
+    choices = decided.choices
+    if not len(choices):
+        return []
+    requests, rows = choices.requests, choices.rows.tolist()
+    count = len(requests)
+    arms = [*(arm.arm for arm in choices.arms), None]
+    prices = [*(_tag(arm.price) for arm in choices.arms), None]
+    column = choices.column.tolist()
+    expires_ms = decided.now_ms + ttl_ms
+    seen = zip(
+        requests.offsets, repeat(decided.batch), repeat(decided.outcomes), repeat(catalog),
+        repeat(statistics),
+    )  # fmt: skip
+    by_name = {
+        "v": repeat(_DEFAULTS["v"]),
+        "decision_id": [id_.hex() for id_ in requests.ids],
+        "request_id": requests.names,
+        "budget": requests.budgets,
+        "decided_ms": repeat(decided.now_ms),
+        "offsets": [Seen(*offsets) for offsets in seen],
+        "arm": [arms[c] for c in column],
+        "rejected": [choices.rejected.get(row) for row in range(count)],
+        "input_tokens": requests.input_tokens.tolist(),
+        "max_output_tokens": choices.max_output_tokens.tolist(),
+        "reserved_nanousd": choices.reserved_nanousd.tolist(),
+        "expires_ms": [expires_ms if c >= 0 else 0 for c in column],
+        "price": [prices[c] for c in column],
+        "reward": choices.reward.round(6).tolist(),
+        "cost_nanousd": choices.cost_nanousd.tolist(),
+        "propensity": choices.propensity.tolist(),
+        "explored": choices.explored.tolist(),
+        "segment": requests.segments,
+        "policy": repeat(policy),
+        "features": repeat(features),
+        "seed": repeat(seed),
+        "candidates": _candidates(choices, column),
+        "budgets": choices.positions,
+    }
+    # One after the other, as many as there are requests, in C.
+    structs = list(map(_Row, *(by_name[f.name] for f in _FIELDS)))
+    if len(rows) < count:
+        structs = [structs[row] for row in rows]
+    return _encoder.encode_lines(structs).split(b"\n")[:-1]
+
+
+def _candidates(choices: Choices, column: Sequence[int]) -> list[list[Any]]:
+    """Return the candidates of each request, as tuples in the order of a Candidate's fields."""
+    rounds, arms = choices.rounds, [arm.arm for arm in choices.arms]
+    count, width = rounds.score.shape
+    why = _why_not(choices)
+    for row, chosen in enumerate(column):
+        if chosen >= 0:
+            why[row * width + chosen] = ""
     # Six digits: more would double the record and say nothing.
-    reward, score = rounds.reward.round(6).tolist(), rounds.score.round(6).tolist()
-    cost, bound = rounds.cost_nanousd.tolist(), rounds.bound_nanousd.tolist()
-    words = [WHY_NOT[code] for code in rounds.why_not[0].tolist()] if len(rounds.why_not) else []
-    records: list[bytes] = []
-    for choice in decided.choices:
-        row, scores = choice.row, score[choice.row]
-        if choice.why_not or not rounds.uniform_why:
-            why = [WHY_NOT[c] for c in choice.why_not or rounds.why_not[row].tolist()]
-        else:
-            why = words.copy()
-        if choice.column >= 0:
-            why[choice.column] = ""
-        if -inf in scores:
-            scores = [None if value == -inf else value for value in scores]
-        records.append(
-            encode(
-                _decision(
-                    choice,
-                    # Tuples in the order of a Candidate's fields encode alike, at a third.
-                    candidates=list(
-                        zip(arms, reward[row], cost[row], bound[row], scores, why, strict=True)
-                    ),
-                    decided_ms=decided.now_ms,
-                    expires_ms=decided.now_ms + ttl_ms,
-                    seen=Seen(
-                        request=choice.request.offset,
-                        batch=decided.batch,
-                        outcomes=decided.outcomes,
-                        catalog=catalog,
-                        statistics=statistics,
-                        decisions=decided.first_offset,
-                        curve=decided.curve_at,
-                    ),
-                    policy=policy,
-                    features=features,
-                    seed=seed,
-                    waiting=None if records else _waiting(decided),
-                )
-            )
+    score: list[Any] = rounds.score.round(6).ravel().tolist()
+    for place in np.flatnonzero(np.isneginf(rounds.score)).tolist():
+        score[place] = None
+    flat = list(
+        zip(
+            arms * count,
+            rounds.reward.round(6).ravel().tolist(),
+            rounds.cost_nanousd.ravel().tolist(),
+            rounds.bound_nanousd.ravel().tolist(),
+            score,
+            why,
+            strict=True,
         )
-    return records
-
-
-def _waiting(decided: Decided) -> Waiting | None:
-    """Return what a replay must know of waiting requests; None where there are none."""
-    if not decided.waited and not decided.waiting_before:
-        return None
-    tried = sorted(request.offset for request in decided.waited)
-    return Waiting(before=decided.waiting_before, fresh=decided.fresh_from, tried=tried)
-
-
-def _decision(
-    choice: Choice, *, candidates: list[Any], decided_ms: int, expires_ms: int, seen: Seen,
-    policy: str, features: str, seed: int, waiting: Waiting | None,
-) -> Decision:  # fmt: skip
-    request, price = choice.request, choice.price
-    return Decision(
-        v=SCHEMA,
-        decision_id=request.id.hex(),
-        request_id=request.name,
-        budget=request.budget,
-        decided_ms=decided_ms,
-        offsets=seen,
-        arm=choice.arm,
-        rejected=choice.rejected,
-        input_tokens=request.input_tokens,
-        max_output_tokens=choice.max_output_tokens,
-        reserved_nanousd=choice.reserved_nanousd,
-        expires_ms=expires_ms if choice.arm is not None else 0,
-        price=None
-        if price is None
-        else PriceTag(price.version, price.input, price.output, price.cached),
-        reward=round(choice.reward, 6),
-        cost_nanousd=choice.cost_nanousd,
-        propensity=choice.propensity,
-        explored=choice.explored,
-        segment=request.segment,
-        policy=policy,
-        features=features,
-        seed=seed,
-        candidates=candidates,
-        budgets=list(choice.budgets),  # type: ignore[arg-type]  # tuples in the order of its fields
-        waiting=waiting,
     )
+    return [flat[row * width : (row + 1) * width] for row in range(count)]
+
+
+def _why_not(choices: Choices) -> list[str]:
+    codes = choices.rounds.why_not
+    if choices.rounds.uniform_why:
+        why = [WHY_NOT[code] for code in codes[0].tolist()] * len(codes)
+    else:
+        why = [WHY_NOT[code] for code in codes.ravel().tolist()]
+    width = codes.shape[1]
+    for row, own in choices.why_not.items():
+        if own:
+            why[row * width : (row + 1) * width] = [WHY_NOT[code] for code in own]
+    return why
+
+
+def _tag(price: Any) -> PriceTag | None:
+    if price is None:
+        return None
+    return PriceTag(price.version, price.input, price.output, price.cached)

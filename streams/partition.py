@@ -14,8 +14,9 @@ from typing import Any
 
 from policy.decide import decide
 from policy.pages import Position
-from policy.settle import Verdict, overdue, pass_over, settle
-from policy.state import Incoming, State
+from policy.requests import Incoming, Requests
+from policy.settle import APPLIED, Verdict, overdue, pass_over, settle_all
+from policy.state import State
 from streams import topics
 from streams.checkpoints import FORMAT, Kept, Table, write_pages, write_position
 from streams.following import Follower
@@ -23,10 +24,10 @@ from streams.intake import Intake
 from streams.metrics import Metrics
 from streams.outgoing import decision_records
 from streams.publisher import Headers, Outbox
-from streams.records import BadRecordError, Statistics, encode
+from streams.records import Statistics, encode
 from streams.refusing import DeadLetters, mark_of
 
-CHUNK = 512
+CHUNK = 2_048
 """Requests that are decided in one call."""
 RESERVATIONS_EVERY = 5
 """Reservation pages are written at every so many checkpoints: they change most."""
@@ -72,18 +73,18 @@ class Partition:
     async def on_outcomes(self, records: Sequence[Any]) -> None:
         """Settle and learn from the outcomes of a batch, in order."""
         async with self.lock:
-            intake = self.make_intake()
             applied_from = self.state.gate.position.outcomes
-            for record in records:
-                if record.offset >= applied_from:
-                    await self._settle_record(intake, record)
+            new = [record for record in records if record.offset >= applied_from]
+            verdicts = settle_records(self.state, self.make_intake(), new, self.partitions)
+            self.metrics.count_outcomes(verdicts)
+            for record, verdict in zip(new, verdicts, strict=True):
+                if verdict is not APPLIED:
+                    await self._note_outcome(record, verdict)
             await self._refuse_overdue()
             if self.state.waiting:
                 await self._decide([], now_ms=self.state.clock_ms)
 
-    async def _settle_record(self, intake: Intake, record: Any) -> None:
-        verdict = settle_record(self.state, intake, record, partitions=self.partitions)
-        self.metrics.outcomes.labels(verdict.effect).inc()
+    async def _note_outcome(self, record: Any, verdict: Verdict) -> None:
         if verdict.effect == "refused":
             await self._refuse(topics.OUTCOMES, record.offset, record.value, verdict)
         elif verdict.effect == "parked":
@@ -95,50 +96,54 @@ class Partition:
             await self._refuse_parked(arrival.offset, verdict)
 
     async def _decide_records(self, records: Sequence[Any]) -> None:
-        intake = self.make_intake()
-        incoming: list[Incoming] = []
-        values = {}
-        for record in records:
-            try:
-                request = intake.request(
-                    record.key, record.value, offset=record.offset, at_ms=record.timestamp
-                )
-            except BadRecordError as exc:
-                verdict = Verdict("refused", exc.reason, exc.detail)
-                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
-                continue
-            if topics.home_partition(record.key or b"", self.partitions) != self.number:
-                # A budget that lay in two partitions would have two owners, and its limit twice.
+        misplaced = self._misplaced(records)
+        for record in records if misplaced else ():
+            if record.key in misplaced:
+                # A budget that lay in two partitions would have two owners, its limit twice.
                 verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
                 await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
-                continue
-            if request.deadline_ms is not None and record.timestamp > request.deadline_ms:
+        mine = [r for r in records if r.key not in misplaced] if misplaced else records
+        requests, refused = self.make_intake().requests(mine)
+        for place, error in refused.items():
+            verdict = Verdict("refused", error.reason, error.detail)
+            await self._refuse(topics.REQUESTS, mine[place].offset, mine[place].value, verdict)
+        values = {record.offset: record.value for record in mine}
+        for row, constraints in requests.constraints.items():
+            if (
+                constraints.deadline_ms is not None
+                and requests.at_ms[row] > constraints.deadline_ms
+            ):
                 verdict = Verdict("refused", "deadline_past", "read after its deadline")
-                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
-            incoming.append(request)
-            values[record.offset] = record.value
-            if record.headers:
-                self._headers[record.offset] = record.headers
+                offset = requests.offsets[row]
+                await self._refuse(topics.REQUESTS, offset, values[offset], verdict)
+        self._headers.update((r.offset, r.headers) for r in mine if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
-        conflicts = await self._decide(incoming, now_ms=now_ms)
-        for request in conflicts:
+        for request in await self._decide(requests, now_ms=now_ms):
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
 
-    async def _decide(self, incoming: Sequence[Incoming], *, now_ms: int) -> Sequence[Incoming]:
+    def _misplaced(self, records: Sequence[Any]) -> set[bytes | None]:
+        """Return the keys that belong to another partition."""
+        keys = {record.key for record in records}
+        return {
+            key for key in keys if topics.home_partition(key or b"", self.partitions) != self.number
+        }
+
+    async def _decide(
+        self, requests: Requests | Sequence[Incoming], *, now_ms: int
+    ) -> Sequence[Incoming]:
         state = self.state
-        decided = decide(state, incoming, now_ms=now_ms)
+        decided = decide(state, requests, now_ms=now_ms)
         self.metrics.count(self.number, decided, state)
         for arrival, verdict in decided.released:
             if verdict.effect == "refused":
                 await self._refuse_parked(arrival.offset, verdict)
         if decided.released:
             self.dead_letters.forget_released(state)
-        if decided.choices:
+        if len(decided.choices):
             settings = state.catalog.settings
             values = decision_records(
                 decided,
-                arms=[arm.arm for arm in state.catalog.arms],
                 policy=settings.policy,
                 features=self.features,
                 catalog=state.catalog.offset,
@@ -146,13 +151,15 @@ class Partition:
                 seed=settings.seed,
                 ttl_ms=state.limits.reservation_ttl_ms,
             )
+            batch, rows = decided.choices.requests, decided.choices.rows.tolist()
+            keys = {name: name.partition("/")[0].encode() for name in set(batch.budgets)}
             passed = None
             if self._headers:
-                passed = [self._headers.pop(c.request.offset, ()) for c in decided.choices]
+                passed = [self._headers.pop(batch.offsets[row], ()) for row in rows]
             await self.decisions.send(
                 None,
                 values,
-                keys=[c.request.budget.partition("/")[0].encode() for c in decided.choices],
+                keys=[keys[batch.budgets[row]] for row in rows],
                 headers=passed,
                 first_offset=decided.first_offset,
             )
@@ -271,19 +278,30 @@ class Partition:
         await self.statistics.flush()
 
 
-def settle_record(state: State, intake: Intake, record: Any, *, partitions: int) -> Verdict:
-    """Apply the next record of the outcomes; a bad one lets only the time go on."""
-    if topics.home_partition(record.key or b"", partitions) != record.partition:
+def settle_records(
+    state: State, intake: Intake, records: Sequence[Any], partitions: int
+) -> list[Verdict]:
+    """Apply the next records of the outcomes; a bad one lets only the time go on."""
+    arrivals, errors = intake.outcomes(records)
+    refused = {place: Verdict("refused", e.reason, e.detail) for place, e in errors.items()}
+    for place, record in enumerate(records):
+        if topics.home_partition(record.key or b"", partitions) != record.partition:
+            refused[place] = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
+    if not refused:
+        return settle_all(state, arrivals)
+    verdicts: list[Verdict] = []
+    # Read rows and records are not in step where something was refused.
+    row = start = 0
+    for place, record in enumerate(records):
+        if place not in refused:
+            row += 1
+            continue
+        verdicts += settle_all(state, arrivals.between(start, row))
         pass_over(state, record.offset, record.timestamp)
-        return Verdict("refused", "wrong_partition", "not the murmur2 of its key")
-    try:
-        arrival = intake.outcome(
-            record.key, record.value, offset=record.offset, at_ms=record.timestamp
-        )
-    except BadRecordError as exc:
-        pass_over(state, record.offset, record.timestamp)
-        return Verdict("refused", exc.reason, exc.detail)
-    return settle(state, arrival)
+        verdicts.append(refused[place])
+        row += place not in errors
+        start = row
+    return verdicts + settle_all(state, arrivals.between(start, row))
 
 
 _CLOCK = encode(Statistics(partition=-1, arm="", policy="", decisions=0, outcomes=0, state_b64=""))

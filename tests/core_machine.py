@@ -11,10 +11,12 @@ import numpy as np
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import Decided, decide
 from policy.money import Price
+from policy.outcomes import Arrival, Arrivals
 from policy.pages import PageKey, Position
 from policy.recover import Folded, finish, fold_decisions, load, needed
-from policy.settle import Verdict, settle
-from policy.state import Arrival, Incoming, Limits, State
+from policy.requests import Incoming
+from policy.settle import Verdict, settle, settle_all
+from policy.state import Limits, State
 from policy.terms import Arm, Contexts, Floats, Learning, Ranking, Settings
 
 DIMENSIONS = 3
@@ -149,6 +151,12 @@ class Machine:
         self.outcomes.append(arrival)
         return settle(self.state, arrival)
 
+    def settle_all(self, several: list[dict[str, object]]) -> list[Verdict]:
+        first = len(self.outcomes)
+        arrivals = [Arrival(offset=first + n, **fields) for n, fields in enumerate(several)]  # type: ignore[arg-type]
+        self.outcomes += arrivals
+        return settle_all(self.state, Arrivals.of(arrivals))
+
     def flush(self, *, only: int | None = None) -> None:
         """Write the dirty pages; with ``only``, so many of them, as a kill in the middle would."""
         pages = sorted(self.state.gate.dirty, key=str)
@@ -180,8 +188,8 @@ class Machine:
         return state
 
     def _fold_outcomes(self, state: State, end: int) -> None:
-        for arrival in self.outcomes[state.gate.position.outcomes : end]:
-            settle(state, arrival)
+        # All at once, however they were divided when they came.
+        settle_all(state, Arrivals.of(self.outcomes[state.gate.position.outcomes : end]))
 
     def content(self, state: State | None = None) -> dict[PageKey, object]:
         """Return every page of a state without its position; budgets wherever they are placed."""

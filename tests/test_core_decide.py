@@ -16,7 +16,8 @@ from policy.decide import decide
 from policy.eligibility import WHY_NOT
 from policy.money import Price, bound_nanousd, call_cost_nanousd
 from policy.settle import settle
-from policy.state import Arrival, Limits, State
+from policy.outcomes import Arrival
+from policy.state import Limits, State
 from policy.terms import Arm, Settings
 from tests.core_machine import DIMENSIONS, Machine, MeanPolicy, catalog, digest, incoming
 
@@ -39,7 +40,7 @@ def ask(machine: Machine, count: int, *, now_ms: int, budget: str = "acme", **mo
         incoming(n, at_ms=now_ms, offset=n, budget=budget, **more)
         for n in range(first, first + count)
     ]
-    return machine.decide(requests, now_ms=now_ms).choices
+    return list(machine.decide(requests, now_ms=now_ms).choices)
 
 
 actions = st.lists(
@@ -152,7 +153,7 @@ def test_a_call_is_settled_at_the_price_of_its_decision() -> None:
     machine.state.set_catalog(machine.catalog)
     machine.settle(id=digest(0), at_ms=NOW, input_tokens=50, output_tokens=10, usage_print=1)
     assert choice.price == Price(version=1, input=100_000, output=200_000)
-    assert machine.state.budgets.settled == [
+    assert machine.state.budgets.settled.tolist() == [
         call_cost_nanousd(choice.price, input_tokens=50, output_tokens=10)
     ]
     (choice,) = ask(machine, 1, now_ms=NOW + 1)
@@ -173,7 +174,7 @@ def test_a_request_id_is_decided_once_and_another_content_is_a_conflict() -> Non
     assert [r.offset for r in done.duplicates] == [1]
     assert [r.offset for r in done.conflicts] == [2]
     later = machine.decide([replace(again, offset=3)], now_ms=NOW + 1)
-    assert (later.choices, len(later.duplicates)) == ([], 1)
+    assert (len(later.choices), len(later.duplicates)) == (0, 1)
 
 
 def test_waiting_ends_with_a_lower_cap_not_with_a_refusal() -> None:
@@ -182,11 +183,11 @@ def test_waiting_ends_with_a_lower_cap_not_with_a_refusal() -> None:
     for number, _ in enumerate(ask(machine, 32, now_ms=NOW)):
         machine.settle(id=digest(number), at_ms=NOW, input_tokens=50, output_tokens=5,
                        usage_print=1)  # fmt: skip
-    free = machine.state.budgets.free((0,))
+    free = machine.state.budgets.free(machine.state.budgets.path("acme"))
     held = ask(machine, free // SMALL_BOUND, now_ms=NOW + 1)
-    assert machine.state.budgets.free((0,)) < SMALL_BOUND
+    assert machine.state.budgets.free(machine.state.budgets.path("acme")) < SMALL_BOUND
     assert ask(machine, 1, now_ms=NOW + 2) == []
-    assert machine.decide([], now_ms=NOW + 900).choices == []
+    assert len(machine.decide([], now_ms=NOW + 900).choices) == 0
     (choice,) = machine.decide([], now_ms=NOW + 1_002).choices
     assert choice.arm == "small"
     assert 5 <= choice.max_output_tokens < 100

@@ -13,6 +13,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("decide"), st.integers(1, 4), st.integers(0, 400)),
         st.tuples(st.just("settle"), st.integers(0, 30), st.integers(0, 3)),
+        st.tuples(st.just("settle many"), st.integers(0, 30), st.integers(2, 9)),
         st.tuples(st.just("flush"), st.none(), st.none()),
         st.tuples(st.just("torn"), st.integers(0, 6), st.none()),
         st.tuples(st.just("crash"), st.none(), st.none()),
@@ -46,6 +47,19 @@ def test_the_log_gives_the_same_state_back(steps: list[tuple], limit: int) -> No
                 id=digest(count), at_ms=now, reward=reward, reward_print=amount, input_tokens=50,
                 output_tokens=40 + amount if amount else None, usage_print=amount, latency_ms=9,
             )  # fmt: skip
+        elif kind == "settle many":
+            # Some twice, some unknown, usage and reward together and apart, over an expiry.
+            several = []
+            for n in range(amount):
+                now += 45 * (n % 3)
+                part = (count + n) % 4
+                several.append({
+                    "id": digest((count + n * n) % 31), "at_ms": now, "latency_ms": 7,
+                    "reward": 0.25 * part if part != 1 else None, "reward_print": part,
+                    "input_tokens": 50, "output_tokens": 30 + n if part else None,
+                    "usage_print": n, "error": part == 2,
+                })  # fmt: skip
+            machine.settle_all(several)
         elif kind == "flush":
             machine.flush()
         elif kind == "torn":

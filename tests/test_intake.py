@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policy.catalog import BudgetSpec, Catalog
 from policy.money import Price
-from policy.state import Incoming
+from policy.requests import Incoming
 from policy.terms import Arm, Settings
 from streams.intake import Intake
 from streams.records import (

@@ -25,7 +25,7 @@ from streams.intake import Intake
 from streams.log import LogReader
 from streams.metrics import Metrics
 from streams.opening import Opener
-from streams.partition import settle_record
+from streams.partition import settle_records
 from streams.publisher import make_producer
 from streams.records import Decision, Outcome, encode
 from tests.deployment import (
@@ -316,7 +316,7 @@ async def recovered(rig: Deployment, tables: Tables) -> list[State]:
             start = state.gate.position.outcomes
             async for records in reader.read(topics.OUTCOMES, number, start, end):
                 for record in records:
-                    settle_record(state, intake(state.catalog), record, partitions=rig.partitions)
+                    settle_records(state, intake(state.catalog), [record], rig.partitions)
             states.append(state)
         return states
     finally:

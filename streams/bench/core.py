@@ -17,12 +17,14 @@ from typing import Any
 
 from policy.catalog import Catalog
 from policy.decide import Decided, decide
+from policy.outcomes import Arrivals
 from policy.registry import make_policy
-from policy.settle import settle
-from policy.state import Arrival, Incoming, State
+from policy.requests import Requests
+from policy.settle import APPLIED, settle_all
+from policy.state import State
 from streams.bench.figures import spread, table
 from streams.bench.workload import Value, Workload
-from streams.intake import Intake
+from streams.intake import Intake, Raw
 from streams.outgoing import decision_records
 
 NOW_MS = 1_700_000_000_000
@@ -42,7 +44,6 @@ class HotPath:
     intake: Intake = field(init=False)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     written: int = 0
-    _arms: list[str] = field(init=False)
     _requests: int = 0
     _outcomes: int = 0
 
@@ -50,47 +51,43 @@ class HotPath:
         catalog = self.workload.catalog()
         self.state = new_state(catalog)
         self.intake = Intake(catalog, None)
-        self._arms = [arm.arm for arm in catalog.arms]
 
     @property
     def now_ms(self) -> int:
         """Return the time of the next records: a thousand of them come in a second."""
         return NOW_MS + self._requests
 
-    def incoming(self, values: Sequence[Value]) -> list[Incoming]:
+    def incoming(self, values: Sequence[Value]) -> Requests:
         """Read requests."""
-        now_ms, offset = self.now_ms, self._requests
-        found = [
-            self.intake.request(key, value, offset=offset + i, at_ms=now_ms)
-            for i, (key, value) in enumerate(values)
-        ]
+        found, refused = self.intake.requests(self._records(values, self._requests))
+        assert not refused, refused
         self._requests += len(values)
         return found
 
-    def arrivals(self, values: Sequence[Value]) -> list[Arrival]:
+    def arrivals(self, values: Sequence[Value]) -> Arrivals:
         """Read outcomes."""
-        now_ms, offset = self.now_ms, self._outcomes
-        found = [
-            self.intake.outcome(key, value, offset=offset + i, at_ms=now_ms)
-            for i, (key, value) in enumerate(values)
-        ]
+        found, refused = self.intake.outcomes(self._records(values, self._outcomes))
+        assert not refused, refused
         self._outcomes += len(values)
         return found
 
-    def decide(self, incoming: Sequence[Incoming]) -> Decided:
+    def _records(self, values: Sequence[Value], offset: int) -> list[Raw]:
+        now_ms = self.now_ms
+        return [Raw(key, value, offset + i, now_ms) for i, (key, value) in enumerate(values)]
+
+    def decide(self, incoming: Requests) -> Decided:
         """Decide requests."""
         return decide(self.state, incoming, now_ms=self.now_ms)
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
+    def settle(self, arrivals: Arrivals) -> None:
         """Settle and learn from outcomes."""
-        for arrival in arrivals:
-            verdict = settle(self.state, arrival)
-            assert verdict.effect == "applied", verdict
+        verdicts = settle_all(self.state, arrivals)
+        assert all(verdict is APPLIED for verdict in verdicts), verdicts
 
     def records(self, decided: Decided) -> list[bytes]:
         """Write decisions as JSON."""
         return decision_records(
-            decided, arms=self._arms, policy="pareto", features="given", catalog=1, statistics=1,
+            decided, policy="pareto", features="given", catalog=1, statistics=1,
             seed=0, ttl_ms=600_000,
         )  # fmt: skip
 

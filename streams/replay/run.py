@@ -11,9 +11,11 @@ import numpy as np
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import decide
 from policy.money import AMOUNT_MAX, TOKENS_MAX, Price
+from policy.outcomes import Arrival
 from policy.registry import make_policy
+from policy.requests import Incoming
 from policy.settle import settle
-from policy.state import Arrival, Incoming, Limits, State
+from policy.state import Limits, State
 from policy.terms import Arm, Bools, Floats, Ints, Learning, Settings
 from streams.replay.data import DataError, Recorded
 from streams.replay.world import World
@@ -161,9 +163,11 @@ class _Runner:
                         output_tokens=tokens,
                     )
                 )
-                self._state.lengths_of(name).add(tokens)
-            self._state.remember_context(
-                prior.features[row], int(prior.input_tokens[row]), TOKENS_MAX
+                self._state.lengths_of(name).add(np.array([tokens]))
+            self._state.remember_contexts(
+                prior.features[row : row + 1],
+                np.array([prior.input_tokens[row]]),
+                np.array([TOKENS_MAX]),
             )
 
     def _prior_tokens(self, prior: Recorded, name: str, row: int, column: int) -> int:

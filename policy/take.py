@@ -1,0 +1,123 @@
+"""How a batch of decisions takes effect: live, or folded from the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy.money import Price
+from policy.paths import Pairs
+from policy.requests import Requests
+from policy.reservations import NONE, ROW_DTYPE
+from policy.state import State
+from policy.terms import Bools, Floats, Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Taken:
+    """The ``n`` decisions of one batch that take effect, in columns.
+
+    Parameters
+    ----------
+    offsets : ndarray of int64, shape (n,)
+        Where the decisions lie, ascending.
+    requests : Requests
+    column : ndarray of int64, shape (n,)
+        Index into ``arms`` and ``prices``; -1 for a rejection.
+    explored : ndarray of bool, shape (n,)
+    reserved_nanousd, expected_nanousd, expires_ms : ndarray of int64, shape (n,)
+    pairs : Pairs
+        Of the paths on which the decisions hold money.
+    paths : ndarray of int64, shape (n,)
+    dual_price, planned_usd : ndarray
+        Of ``pairs.budgets``.
+    now_ms : int
+        When they were decided.
+    """
+
+    offsets: Ints
+    requests: Requests
+    column: Ints
+    arms: Sequence[str]
+    prices: Sequence[Price | None]
+    explored: Bools
+    reserved_nanousd: Ints
+    expected_nanousd: Ints
+    expires_ms: Ints
+    pairs: Pairs
+    paths: Ints
+    dual_price: Floats
+    planned_usd: Floats
+    now_ms: int
+
+
+def take(state: State, taken: Taken) -> None:
+    """Let decisions take effect; what they hold on the budgets is held already.
+
+    The gate stands at the first of them, and at the end behind the last.
+    """
+    requests = taken.requests
+    _remember(state, taken)
+    _tell_policy(state, taken)
+    state.budgets.charge(
+        taken.pairs,
+        expected_nanousd=taken.expected_nanousd,
+        dual_price=taken.dual_price,
+        planned_usd=taken.planned_usd,
+        now_ms=taken.now_ms,
+    )
+    state.remember_contexts(requests.features, requests.input_tokens, requests.max_output_tokens)
+    state.gate.advance("decisions", taken.offsets.item(-1) + 1)
+
+
+def _remember(state: State, taken: Taken) -> None:
+    remembered, requests = state.reservations, taken.requests
+    rows = np.zeros(len(requests), ROW_DTYPE)
+    # The last entry is that of a rejection, whose column is -1. Names are numbered as they come.
+    numbers = [NONE] * (len(taken.arms) + 1)
+    for column in dict.fromkeys(taken.column.tolist()):
+        if column >= 0:
+            numbers[column] = remembered.arms.number(taken.arms[column])
+    rows["used"] = 1
+    rows["explored"] = taken.explored
+    rows["arm"] = np.array(numbers)[taken.column]
+    rows["segment"] = [remembered.segments.number(name) for name in requests.segments]
+    rows["budgets"] = taken.paths
+    rows["input_tokens"] = requests.input_tokens
+    rows["id"] = np.frombuffer(b"".join(requests.ids), "V16")
+    rows["request_print"] = requests.request_prints
+    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by"):
+        rows[name] = NONE
+    rows["reserved"] = taken.reserved_nanousd
+    rows["expected"] = taken.expected_nanousd
+    rows["decided_ms"] = taken.now_ms
+    rows["expires_ms"] = taken.expires_ms
+    pinned = [_pinned(price) for price in taken.prices]
+    prices = np.array([*pinned, _pinned(None)], np.int64)[taken.column]
+    for place, name in enumerate(("version", "input", "output", "cached")):
+        rows[f"price_{name}"] = prices[:, place]
+    remembered.add(taken.offsets, rows, requests.ids, requests.features)
+
+
+def _pinned(price: Price | None) -> tuple[int, int, int, int]:
+    if price is None:
+        return 0, 0, 0, NONE
+    return price.version, price.input, price.output, NONE if price.cached is None else price.cached
+
+
+def _tell_policy(state: State, taken: Taken) -> None:
+    if state.batch_policy is None:
+        for row, column in enumerate(taken.column.tolist()):
+            if column >= 0 and state.gate.passes(("arm", taken.arms[column])):
+                features = taken.requests.features[row].astype(np.float64)
+                explored = taken.explored.item(row)
+                state.policy.decided(taken.arms[column], features, explored=explored)
+        return
+    for column in sorted(set(taken.column.tolist()) - {-1}):
+        arm = taken.arms[column]
+        if state.gate.passes(("arm", arm)):
+            mine = taken.column == column
+            features = taken.requests.features[mine].astype(np.float64)
+            state.batch_policy.decided_all(arm, features, explored=taken.explored[mine])
