@@ -82,11 +82,14 @@ def _spend_expired(state: State, row: Row, now_ms: int) -> None:
 
 def release_parked(state: State, id_: bytes) -> list[tuple[Arrival, Verdict]]:
     """Apply the parked outcomes of a request that has just been decided, as part of that."""
-    mine = [arrival for arrival, _ in state.parked.values() if arrival.id == id_]
+    mine = [parked for parked in state.parked.values() if parked[0].id == id_]
     settled = []
-    for arrival in mine:
+    for arrival, before in mine:
         del state.parked[arrival.offset]
+        # The decision alone cannot do this again: a fold must begin where it reads the outcome.
+        state.gate.needs = before
         settled.append((arrival, _settle_known(state, arrival)))
+    state.gate.needs = None
     return settled
 
 
