@@ -7,13 +7,14 @@ gate lets each change pass into those pages only that do not contain it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from policy.decide import Choice, take
+from policy.decide import Choice, Decided, decide, take
 from policy.pages import PageKey, Position
 from policy.settle import Verdict, expire, release_parked
-from policy.state import Arrival, State
+from policy.state import Arrival, Incoming, State
 from policy.terms import PolicyError
 
 
@@ -74,6 +75,49 @@ def fold_decisions(state: State, batch: Iterable[Folded]) -> list[tuple[Arrival,
         released += release_parked(state, folded.choice.request.id)
         state.gate.tick(folded.decided_ms)
     return released
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSeen:
+    """What a round of decisions says of itself; see :class:`policy.decide.Decided`."""
+
+    now_ms: int
+    curve_at: int
+    waiting_before: int = 0
+    fresh_from: int = 0
+
+
+def decide_again(state: State, ranked: Sequence[Incoming], seen: RoundSeen) -> Decided:
+    """Decide a round of the log anew, on the state that precedes it.
+
+    Parameters
+    ----------
+    state : State
+        Contains everything that the round had seen; changed as by :func:`policy.decide.decide`.
+    ranked : sequence of Incoming
+        All requests of the round, those that went on waiting too, in the order of their offsets.
+    seen : RoundSeen
+        What the round's records say.
+    """
+    # A worker makes its spend curve anew when it starts, and so does its catalog's every change.
+    if seen.curve_at in (-1, state.gate.position.decisions):
+        state.curve = None
+    new = seen.fresh_from >= 0
+    fresh = [r for r in ranked if new and r.offset >= seen.fresh_from]
+    held = ranked[: len(ranked) - len(fresh)]
+    state.deferred = {}
+    for request in held:
+        state.deferred.setdefault(request.budget, deque()).append(request)
+    state.freed = set(state.deferred)
+    state.waiting = {request.id: request.request_print for request in held}
+    # Only their number matters, and only once there is no room for more.
+    if seen.waiting_before + len(fresh) >= state.limits.deferred_max:
+        others = range(seen.waiting_before - len(held))
+        state.waiting |= {b"%d" % number: 0 for number in others}
+    decided = decide(state, fresh, now_ms=seen.now_ms)
+    state.deferred, state.waiting = {}, {}
+    state.freed.clear()
+    return decided
 
 
 def needed(state: State) -> Position:

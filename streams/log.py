@@ -49,6 +49,14 @@ class LogReader:
         end = await self._consumer.end_offsets([tp])
         return first[tp], end[tp]
 
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        """Return the first offset whose record is not older than ``at_ms``; the end if none."""
+        tp = TopicPartition(topic, partition)
+        found = (await self._consumer.offsets_for_times({tp: max(at_ms, 0)}))[tp]
+        if found is not None:
+            return int(found.offset)
+        return (await self.bounds(topic, partition))[1]
+
     async def read(
         self, topic: str, partition: int, start: int, end: int
     ) -> AsyncIterator[Sequence[Any]]:

@@ -139,7 +139,7 @@ class Opener:
         requests: Mapping[int, Incoming], outcomes: deque[Any],
     ) -> None:  # fmt: skip
         await self._fold_outcomes(state, letters, outcomes, batch[0][1].offsets.outcomes)
-        for arrival, verdict in fold_decisions(state, _folded(batch, requests)):
+        for arrival, verdict in fold_decisions(state, folded_decisions(batch, requests)):
             if verdict.effect == "refused":
                 await letters.refuse_parked(arrival.offset, verdict, at_ms=state.clock_ms)
         letters.forget_released(state)
@@ -220,9 +220,10 @@ def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int]:
     return placed[1].offsets.batch, placed[1].decided_ms
 
 
-def _folded(
+def folded_decisions(
     batch: Sequence[tuple[int, Decision]], requests: Mapping[int, Incoming]
 ) -> Iterator[Folded]:
+    """Yield decisions as ``policy.recover`` takes them; ``requests`` by their offsets."""
     for offset, decision in batch:
         price: Price | None = None
         if decision.price is not None:
