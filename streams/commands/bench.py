@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds; medians and spreads ar
 Arms = Annotated[int, typer.Option(min=1, max=1_000)]
 Features = Annotated[int, typer.Option(min=1, max=4_096)]
 Budgets = Annotated[int, typer.Option(min=1)]
+Levels = Annotated[int, typer.Option(min=2, max=6, help="Length of a budget path.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +35,7 @@ def core(
     arms: Arms = 10,
     features: Features = 26,
     budgets: Budgets = 64,
-    levels: Annotated[int, typer.Option(min=2, max=6, help="Length of a budget path.")] = 2,
+    levels: Levels = 2,
     chunk: Annotated[int, typer.Option(min=1, help="Requests decided in one call.")] = 512,
     outcomes: Annotated[bool, typer.Option(help="Settle each request's outcome too.")] = True,
     profile: Annotated[
@@ -81,28 +83,41 @@ def pipeline(
     arms: Arms = 10,
     features: Features = 26,
     budgets: Budgets = 64,
+    levels: Levels = 2,
+    sink: Annotated[bool, typer.Option(help="Also what the sink needs for the decisions.")] = True,
+    profile: Annotated[
+        bool, typer.Option(help="Also say where a worker spends its time, by cProfile.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Requests to decisions of one worker, beside programs that only pass records on."""
     from streams.bench import pipeline as bench
 
     shape = bench.Shape(
-        arms=arms, features=features, budgets=budgets, requests=requests, rounds=rounds
+        arms=arms, features=features, budgets=budgets, levels=levels, requests=requests,
+        rounds=rounds,
+    )  # fmt: skip
+    result = _with_kafka(
+        lambda kafka, home, pid: bench.measure(
+            kafka, home, shape, say=_say, broker_pid=pid, sink=sink, profile=profile
+        )
     )
-    result = _with_kafka(lambda kafka, home: bench.measure(kafka, home, shape, say=_say))
     _tell(result, bench.show, as_json=as_json)
 
 
-def _with_kafka(measure: Callable[[str, Path], Any]) -> dict[str, Any]:
+def _with_kafka(measure: Callable[[str, Path, int | None], Any]) -> dict[str, Any]:
     """Run a benchmark on a broker of its own, in a folder that is removed again."""
     from streams.embedded import KafkaServer
+
+    # New topics have no leader for an instant, which aiokafka warns of and gets over.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     async def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tollway-bench-") as folder:
             server = KafkaServer(Path(folder) / "kafka", heap_mb=1_024)
             kafka = await asyncio.to_thread(server.start)
             try:
-                result: dict[str, Any] = await measure(kafka, Path(folder) / "home")
+                result: dict[str, Any] = await measure(kafka, Path(folder) / "home", server.pid)
                 return result
             finally:
                 await asyncio.to_thread(server.stop)
