@@ -22,7 +22,7 @@ from streams import topics
 from streams.bench.backlog import Ends, Progress, Timing, create_topics, produce, timed
 from streams.bench.figures import ratio, ratio_lines, spread, table
 from streams.bench.ledger_cost import sink_cost
-from streams.bench.programs import TOLLWAY, Program, loopback_port, worker_settings
+from streams.bench.programs import TOLLWAY, Program, echo, loopback_port, worker_settings
 from streams.bench.workload import Workload
 from streams.client import Client
 
@@ -111,10 +111,10 @@ class Run:
     async def _echo(self, name: str, kind: str, source: str, ends: Ends, records: int) -> None:
         target = f"{source}.{kind}"
         await create_topics(self.kafka, [target], partitions=self.shape.partitions)
-        command = [sys.executable, "-m", "streams.bench.echo", kind, self.kafka, source, target]
         timing = await timed(
-            Program(command), ends=ends, topic=target, records=records, broker_pid=self.broker_pid
-        )
+            Program(echo(kind, self.kafka, source, target)), ends=ends, topic=target,
+            records=records, broker_pid=self.broker_pid,
+        )  # fmt: skip
         self.timings.setdefault(name, []).append(timing)
 
     async def _work(

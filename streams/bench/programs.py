@@ -82,6 +82,11 @@ class Program:
         raise ProgramError(f"{' '.join(self._command)} {reason}:\n{said}")
 
 
+def echo(kind: str, kafka: str, source: str, target: str) -> list[str]:
+    """Return the command of a program that passes records on; see ``streams.bench.echo``."""
+    return [sys.executable, "-m", "streams.bench.echo", kind, kafka, source, target]
+
+
 def worker_settings(
     kafka: str, home: Path, *, partitions: int, **more: str | int
 ) -> dict[str, str]:
