@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from policy.decide import Choice, Decided, decide, take
 from policy.pages import PageKey, Position
 from policy.settle import Verdict, expire, release_parked
@@ -37,6 +39,12 @@ class Folded:
     outcomes: int
     decided_ms: int
     expires_ms: int
+
+
+def page_position(value: bytes) -> Position:
+    """Return the position of a page as it was written."""
+    decisions, outcomes, clock_ms, _ = msgspec.msgpack.decode(value)
+    return Position(decisions, outcomes, clock_ms)
 
 
 def load(state: State, pages: Mapping[PageKey, bytes], *, position: Position) -> None:

@@ -34,6 +34,11 @@ class LogReader:
         """Disconnect."""
         await self._consumer.stop()
 
+    @property
+    def client(self) -> Any:
+        """Return aiokafka's client, for requests that the consumer has no word for."""
+        return self._consumer._client
+
     async def partitions(self, topic: str) -> list[int]:
         """Return the partitions of a topic; :class:`LogError` if there is none."""
         await self._consumer._client.force_metadata_update()  # the only way to ask without a group

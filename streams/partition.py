@@ -50,6 +50,7 @@ class Partition:
     committed_outcomes: int
     lock: asyncio.Lock
     committed_requests: int | None = None
+    topic_ids: list[bytes] = field(default_factory=list)
     _requests_next: int | None = None
     _checkpoints: int = 0
     _kept: Kept | None = None
@@ -238,7 +239,7 @@ class Partition:
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
         await write_pages(self.tables, self.number, dumped, forgotten)
-        kept = Kept(*low, FORMAT)
+        kept = Kept(*low, FORMAT, self.topic_ids)
         if kept != self._kept:
             await write_position(self.tables, self.number, kept)
             self._kept = kept
