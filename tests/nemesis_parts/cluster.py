@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,10 @@ class Slot:
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
+    def kill(self) -> None:
+        """End its process at once, also one that is asleep."""
+        self.signal(signal.SIGKILL)
+
     async def keep(self) -> None:
         """Keep it as it is wanted, until cancelled."""
         try:
@@ -103,15 +107,23 @@ class Cluster:
     ----------
     folder : Path
         The servers' folders are ``kafka-*`` and ``postgres-*`` in it, for ``tests/guard.py``.
-    commands : mapping of str to list of str
-        What runs in the slots of each kind, ``worker`` and ``sink``.
+    worker : sequence of str, optional
+        What runs in the workers' slots; Tollway's worker if left out.
+    sinks : int
+        How many slots there are for Tollway's sink.
+    settings : mapping
+        Variables for every process, besides Tollway's.
     """
 
     def __init__(
-        self, folder: Path, commands: dict[str, list[str]] | None = None, *, sinks: int = SINKS
-    ) -> None:
+        self, folder: Path, *, worker: Sequence[str] = (), sinks: int = SINKS,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.folder = folder
-        self._commands = commands or {k: _tollway(k) for k in ("worker", "sink")}
+        self._commands = {k: [sys.executable, "-m", "streams", k] for k in ("worker", "sink")}
+        if worker:
+            self._commands["worker"] = [sys.executable, *worker]
+        self._settings = dict(settings or {})
         self.postgres = PostgresServer(folder / "postgres-nemesis")
         self.links: dict[str, Link] = {}
         self.slots: dict[str, Slot] = {}
@@ -171,6 +183,7 @@ class Cluster:
             "TOLLWAY_CHECKPOINT_MS": "500",
             "TOLLWAY_RESERVATION_TTL_S": str(TTL_S),
             "TOLLWAY_DEFER_MS": str(DEFER_MS),
+            **self._settings,
         }
         command = self._commands[name.rstrip("0123456789")]
         return Slot(name, command, settings, self.folder / f"{name}.log")
@@ -208,10 +221,6 @@ class Cluster:
             if slot.log.exists()
             for line in slot.log.read_text(errors="replace").splitlines()
         )
-
-
-def _tollway(command: str) -> list[str]:
-    return [sys.executable, "-m", "streams", command]
 
 
 def _inherited() -> dict[str, str]:

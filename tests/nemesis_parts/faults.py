@@ -7,13 +7,14 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 
 from streams.ledger.database import connection_string
 from streams.topics import DECISIONS
 from tests.nemesis_parts.cluster import Cluster, Slot
+from tests.nemesis_parts.links import Link, Trap, is_commit, is_produce
 from tests.nemesis_parts.load import Load
 from tests.nemesis_parts.plan import CALM, Fault, draw
 
@@ -21,6 +22,8 @@ WORKERS_WANTED = (1, 4, 2, 3, 4, 2)
 QUIET_S = 12.0
 """After so long without a decision no fault is done to workers or broker until there is one."""
 SLOW_S = 0.08
+SIGHT_S = 3.0
+"""How long to wait for the right moment."""
 ENDING_S = 15.0
 HEALING_S = 180.0
 POLL_S = 0.1
@@ -29,10 +32,13 @@ FELT = {"worker_kill": "worker", "broker_kill": "broker", "postgres_crash": "pos
 
 
 class Nemesis:
-    """Draws faults from a seed and does them."""
+    """Draws faults from a seed and does them.
 
-    def __init__(self, cluster: Cluster, load: Load, seed: int) -> None:
-        self._cluster, self._load = cluster, load
+    ``measures`` says whether to wait for the recovery from each: of a system that loses nothing.
+    """
+
+    def __init__(self, cluster: Cluster, load: Load, seed: int, *, measures: bool = True) -> None:
+        self._cluster, self._load, self._measures = cluster, load, measures
         self._faults = draw(seed)
         self._families = {
             "worker": self._worker,
@@ -85,8 +91,12 @@ class Nemesis:
         return time.monotonic() - self._load.decided_at > QUIET_S
 
     async def _do(self, fault: Fault) -> None:
+        began = time.strftime("%H:%M:%S")
         if await self._families[fault.kind.partition("_")[0]](fault):
             self.done[fault.kind] += 1
+            ended = time.strftime("%H:%M:%S")
+            with (self._cluster.folder / "faults.log").open("a") as log:
+                log.write(f"{began} to {ended} {fault.kind} {fault.choice:.3f}\n")
 
     @contextmanager
     def _alone(self, target: object) -> Iterator[bool]:
@@ -120,6 +130,8 @@ class Nemesis:
         what = fault.kind.removeprefix(f"{kind}_")
         if what.startswith("link"):
             return await self._link(slot.name, what, fault)
+        if what.startswith("produce"):
+            return await self._lose(slot.name, is_produce, what.endswith("reply_lost"))
         with self._alone(slot):
             if what == "kill":
                 slot.signal(signal.SIGKILL)
@@ -171,17 +183,21 @@ class Nemesis:
 
     async def _ledger(self, fault: Fault) -> bool:
         what = fault.kind.removeprefix("ledger_")
-        if not what.startswith("commit"):
+        if what.startswith("link"):
             return await self._link("ledger", what, fault)
-        link = self._cluster.links["ledger"]
-        with self._alone("commits") as free:
+        return await self._lose("ledger", is_commit, what.endswith("reply_lost"))
+
+    async def _lose(self, name: str, matches: Callable[[bytes], bool], reply: bool) -> bool:
+        """Lose the next commit of a ledger's client, or decisions of a worker, or the reply."""
+        link = self._cluster.links[name]
+        with self._alone((link, "trap")) as free:
             if not free:
                 return False
-            trapped = link.trapped
-            link.trap_commit("reply" if what == "commit_reply_lost" else "request")
-            while link.trapping:
+            trap = Trap(matches, "reply" if reply else "request")
+            link.set_trap(trap)
+            while link.has(trap):
                 await asyncio.sleep(POLL_S)
-            return link.trapped > trapped
+            return trap.sprung.is_set()
 
     async def _link(self, name: str, what: str, fault: Fault) -> bool:
         link = self._cluster.links[name]
@@ -193,9 +209,7 @@ class Nemesis:
                     await asyncio.sleep(fault.length_s)
                     link.cut()
             elif what == "link_hold":
-                # What is still received is worked on, and what comes of it arrives too late.
-                with link.held("up"):
-                    await asyncio.sleep(fault.length_s)
+                await self._hold(link, fault.length_s)
             elif what == "link_slow":
                 with link.slow(SLOW_S):
                     await asyncio.sleep(fault.length_s)
@@ -203,11 +217,20 @@ class Nemesis:
                 link.cut()
         return True
 
+    async def _hold(self, link: Link, length_s: float) -> None:
+        """Hold what a client sends, from when decisions are being sent: they arrive too late."""
+        trap = Trap(is_produce, "hold")
+        link.set_trap(trap)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(trap.sprung.wait(), SIGHT_S)
+        with link.held("up"):
+            await asyncio.sleep(length_s)
+
     # -- recovery
 
     def _measure(self, kind: str, began: float) -> None:
         """Note when everything from before the fault has been dealt with."""
-        if kind not in FELT:
+        if kind not in FELT or not self._measures:
             return
         felt = FELT[kind]
         done = self._booked() if felt == "postgres" else self._load.caught_up()

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from streams.embedded.processes import LOOPBACK
+from streams.topics import DECISIONS
 
 CHUNK = 1 << 16
-COMMIT = b"COMMIT"
 LOST_REPLY_S = 0.25
-"""How long the server has to carry out a commit whose reply is thrown away."""
+"""How long the server has to carry out a request whose reply is thrown away."""
 
 Way = Literal["up", "down"]
-Trap = Literal["reply", "request"]
+What = Literal["reply", "request", "hold"]
+
+
+def is_commit(data: bytes) -> bool:
+    """Return whether a Postgres client asks to commit."""
+    return b"COMMIT" in data
+
+
+def is_produce(data: bytes) -> bool:
+    """Return whether a Kafka client appends decisions: of all requests, Produce has the key 0."""
+    return data[4:6] == b"\0\0" and DECISIONS.encode() in data
+
+
+@dataclass(eq=False, slots=True)
+class Trap:
+    """Waits for a request: then its ``reply`` is lost, or itself, or everything is held."""
+
+    matches: Callable[[bytes], bool]
+    what: What
+    sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +57,6 @@ class Link:
     name: str
     port: int
     upstream: int
-    trapped: int = 0
     _trap: Trap | None = None
     _delay_s: float = 0.0
     _open: dict[Way, asyncio.Event] = field(default_factory=dict)
@@ -86,14 +104,13 @@ class Link:
         finally:
             self._delay_s = 0.0
 
-    def trap_commit(self, what: Trap) -> None:
-        """Lose the next commit of a Postgres client, or only the server's reply to it."""
-        self._trap = what
+    def set_trap(self, trap: Trap) -> None:
+        """Let the next request that matches spring this trap."""
+        self._trap = trap
 
-    @property
-    def trapping(self) -> bool:
-        """Whether the trap has not been sprung yet."""
-        return self._trap is not None
+    def has(self, trap: Trap) -> bool:
+        """Whether the trap is still set."""
+        return self._trap is trap
 
     def heal(self) -> None:
         """Set no traps and delay nothing any more."""
@@ -132,20 +149,24 @@ class Link:
             while data := await reader.read(CHUNK):
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
+                trap = self._trap
+                if way == "up" and trap is not None and trap.matches(data):
+                    self._trap = None
+                    trap.sprung.set()
+                    if trap.what != "hold":
+                        return await self._lose(trap.what, data, writer, connection)
+                    self._open["up"].clear()
                 await self._open[way].wait()
-                if way == "up" and self._trap is not None and COMMIT in data:
-                    return await self._spring(data, writer, connection)
                 if way == "down" and connection.muted:
                     continue
                 writer.write(data)
                 await writer.drain()
 
-    async def _spring(
-        self, data: bytes, writer: asyncio.StreamWriter, connection: _Connection
+    async def _lose(
+        self, what: What, data: bytes, writer: asyncio.StreamWriter, connection: _Connection
     ) -> None:
-        trap, self._trap = self._trap, None
-        self.trapped += 1
-        if trap == "reply":
+        """Lose the request, or only its reply; when this returns the connection is reset."""
+        if what == "reply":
             connection.muted = True
             writer.write(data)
             await writer.drain()

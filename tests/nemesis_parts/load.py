@@ -57,17 +57,21 @@ class Load:
         Where to send: a link that may be cut.
     direct : str
         Where to read decisions and dead letters.
+    careful : bool
+        Whether to wait for each acknowledgement as long as it takes, and to send nothing twice.
     """
 
     def __init__(
-        self, content: Content, oracle: OracleLog, *, kafka: str, direct: str, rate: float
-    ) -> None:
+        self, content: Content, oracle: OracleLog, *, kafka: str, direct: str, rate: float,
+        careful: bool = False,
+    ) -> None:  # fmt: skip
         self._content, self._oracle, self._rate = content, oracle, rate
         self._direct = direct
         self._producer = AIOKafkaProducer(
             bootstrap_servers=kafka,
             acks="all",
-            request_timeout_ms=int(ACK_S * 1_000),
+            enable_idempotence=careful,
+            request_timeout_ms=600_000 if careful else int(ACK_S * 1_000),
             retry_backoff_ms=100,
             linger_ms=5,
             max_batch_size=1 << 18,

@@ -11,19 +11,21 @@ from tests.nemesis_parts.world import SESSION_S
 GAP_S = (0.3, 2.5)
 """From one fault to the next."""
 RATES = {
-    "worker_kill": 20,
-    "worker_sleep": 9,
+    "worker_kill": 16,
+    "worker_sleep": 8,
     "worker_scale": 8,
     "worker_link_cut": 6,
-    "worker_link_mute": 7,
+    "worker_link_mute": 5,
     "worker_link_hold": 11,
+    "worker_produce_reply_lost": 5,
+    "worker_produce_lost": 3,
     "worker_link_slow": 4,
     "sink_kill": 8,
     "sink_sleep": 7,
     "sink_link_cut": 3,
     "broker_kill": 3,
     "postgres_crash": 7,
-    "ledger_commit_reply_lost": 9,
+    "ledger_commit_reply_lost": 11,
     "ledger_commit_lost": 5,
     "ledger_link_mute": 4,
     "ledger_link_hold": 4,
@@ -33,8 +35,8 @@ RATES = {
 """How often each kind is drawn, in comparison."""
 CALM = frozenset(kind for kind in RATES if kind.startswith(("sink", "ledger", "postgres", "load")))
 """Kinds that do not keep workers from deciding."""
-BEYOND_S = (SESSION_S + 0.6, SESSION_S + 3.0)
-"""Longer than a session: others take over meanwhile."""
+BEYOND_S = (SESSION_S + 1.0, SESSION_S + 7.0)
+"""Longer than a session and, mostly, than others need to take over."""
 _LENGTHS = {
     "worker_sleep": BEYOND_S,
     "sink_sleep": BEYOND_S,
