@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.ledger.database import connection_string
 from streams.topics import DECISIONS, OUTCOMES, REQUESTS
-from tests.nemesis_parts.checker import cost_nanousd
 from tests.nemesis_parts.world import PARTITIONS, World
 
 BOOKED = "SELECT request_id, amount_nanousd FROM spend"
@@ -64,35 +63,42 @@ async def judge(kafka: str, database_url: str, world: World, *, first_counts: bo
     With ``first_counts`` readers go by the first decision for a request, as Tollway's do; the
     other designs promise that there is one.
     """
+    calls = [msgspec.json.decode(v, type=Call) async for v in _values(kafka, DECISIONS)]
+    asked = [json.loads(value)["request_id"] async for value in _values(kafka, REQUESTS)]
+    reports = [json.loads(value) async for value in _values(kafka, OUTCOMES)]
+    with psycopg.connect(connection_string(database_url)) as connection:
+        rows = connection.execute(LEDGER if first_counts else BOOKED).fetchall()
+    return weigh(asked, calls, reports, rows, world, first_counts=first_counts)
+
+
+def weigh(
+    asked: Sequence[str], calls: Iterable[Call], reports: Iterable[Mapping[str, Any]],
+    rows: Iterable[tuple[str, int]], world: World, *, first_counts: bool,
+) -> Judgement:  # fmt: skip
+    """Judge by the requests' ids, the calls and reports in order, and the costs that are booked."""
+    result = Judgement(requests=len(asked))
     made: dict[str, list[Call]] = defaultdict(list)
-    async for value in _values(kafka, DECISIONS):
-        call = msgspec.json.decode(value, type=Call)
+    for call in calls:
         if not (first_counts and made[call.request_id]):
             made[call.request_id].append(call)
-    asked = [json.loads(value)["request_id"] async for value in _values(kafka, REQUESTS)]
     usage: dict[str, Mapping[str, Any]] = {}
-    async for value in _values(kafka, OUTCOMES):
-        outcome = json.loads(value)
-        usage.setdefault(outcome["request_id"], outcome)
-    booked = Counter[str]()
-    wrong = Counter[str]()
-    rows = _booked(database_url, LEDGER if first_counts else BOOKED)
-    result = Judgement(requests=len(asked))
-    spent: dict[str, int] = defaultdict(int)
+    for report in reports:
+        usage.setdefault(report["request_id"], report)
+    spent: Counter[str] = Counter()
     costs: dict[str, int] = {}
     for name in asked:
-        calls = [call for call in made[name] if call.arm is not None]
         result.lost_requests += not made[name]
-        result.doubled_calls += max(len(calls) - 1, 0)
-        for call in calls:
+        paid = [call for call in made[name] if call.arm is not None]
+        result.doubled_calls += max(len(paid) - 1, 0)
+        for call in paid:
             if name in usage:
-                costs[name] = cost_nanousd(_Priced(call), dict(usage[name]))  # type: ignore[arg-type]
+                costs[name] = _cost_nanousd(call, usage[name]["usage"])
                 spent[call.budget.partition("/")[0]] += costs[name]
+    booked: dict[str, list[int]] = defaultdict(list)
     for name, amount in rows:
-        booked[name] += 1
-        wrong[name] += amount != costs.get(name)
-    result.lost_spend = sum(not booked[name] or wrong[name] > 0 for name in costs)
-    result.doubled_spend = sum(count - 1 for count in booked.values())
+        booked[name].append(int(amount))
+    result.lost_spend = sum(costs[name] not in booked[name] for name in costs)
+    result.doubled_spend = sum(len(amounts) - 1 for amounts in booked.values() if amounts)
     for root in world.roots:
         limit = world.budgets[root.name][0]
         if root.kind != "rich":
@@ -101,25 +107,11 @@ async def judge(kafka: str, database_url: str, world: World, *, first_counts: bo
     return result
 
 
-class _Priced:
-    """A call as the checker's arithmetic takes it."""
-
-    def __init__(self, call: Call) -> None:
-        self.price = msgspec.convert(
-            {"cached": None, **{k: v for k, v in (call.price or {}).items() if k != "version"}},
-            _Price,
-        )
-
-
-class _Price(msgspec.Struct):
-    input: int
-    output: int
-    cached: int | None
-
-
-def _booked(database_url: str, statement: str) -> list[tuple[str, int]]:
-    with psycopg.connect(connection_string(database_url)) as connection:
-        return [(name, int(amount)) for name, amount in connection.execute(statement)]
+def _cost_nanousd(call: Call, usage: Mapping[str, int]) -> int:
+    assert call.price is not None
+    cost = usage["prompt_tokens"] * call.price["input"]
+    cost += usage["completion_tokens"] * call.price["output"]
+    return -(-cost // 1_000)
 
 
 async def _values(kafka: str, topic: str) -> AsyncIterator[bytes]:

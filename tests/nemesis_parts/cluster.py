@@ -201,8 +201,7 @@ class Cluster:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for link in self.links.values():
-            if link._server is not None:
-                await link.stop()
+            await link.stop()
         await asyncio.to_thread(self.broker.kill)
         await asyncio.to_thread(self.postgres.stop, "immediate")
 

@@ -71,11 +71,11 @@ class Link:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port)
 
     async def stop(self) -> None:
-        """Close everything."""
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        await self._server.wait_closed()
+        """Close everything; nothing happens if it never listened."""
+        if self._server is not None:
+            self._server.close()
+            self.cut()
+            await self._server.wait_closed()
 
     # -- faults
 
