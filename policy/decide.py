@@ -46,6 +46,10 @@ class Decided:
     ``choices[i]`` is to be written at offset ``first_offset + i`` of the decisions. ``batch`` is
     the offset of the first request among them. Conflicts are requests whose id was decided before
     with another content.
+
+    A replay needs the whole round: ``waited`` are the requests that were ranked in it and wait,
+    ``waiting_before`` is how many waited before it, ``fresh_from`` the offset of its first new
+    request (-1 without one), ``curve_at`` the position of its spend curve (-1 without one).
     """
 
     first_offset: int
@@ -57,6 +61,10 @@ class Decided:
     duplicates: list[Incoming]
     conflicts: list[Incoming]
     released: list[tuple[Arrival, Verdict]]
+    waited: list[Incoming]
+    waiting_before: int
+    fresh_from: int
+    curve_at: int
 
 
 def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int) -> Decided:
@@ -83,6 +91,7 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
     curve = state.curve, state.curve_at
     state.budgets.begin_journal()
     expired = expire(state, now_ms, cause=2 * first_offset + 1)
+    waiting_before = len(state.waiting)
     width = state.dimensions + 1
     if not isinstance(requests, Requests):
         requests = Requests.of(requests, width=width)
@@ -116,6 +125,10 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
         duplicates=duplicates,
         conflicts=conflicts,
         released=released,
+        waited=[batch.row(row) for row in np.flatnonzero(~decided).tolist()],
+        waiting_before=waiting_before,
+        fresh_from=fresh.offsets[0] if len(fresh) else -1,
+        curve_at=-1 if state.curve is None else state.curve_at,
     )
 
 

@@ -38,7 +38,8 @@ class Gate:
     """Notes which pages a change dirties; while a log is folded, holds back what a page has.
 
     ``begin`` names the record whose changes follow. ``dirty`` maps each page that has changed
-    since it was last written to the position before its first such change.
+    since it was last written to the position before its first such change. ``needs``, while it is
+    set, is the position before an earlier record whose content these changes need to be redone.
     """
 
     dirty: dict[PageKey, Position]
@@ -47,6 +48,7 @@ class Gate:
     offset: int = 0
     position: Position = field(default_factory=Position)
     folding: bool = False
+    needs: Position | None = None
 
     @classmethod
     def new(cls) -> Gate:
@@ -67,6 +69,8 @@ class Gate:
                 return False
         if page not in self.dirty:
             self.dirty[page] = self.position
+        if self.needs is not None:
+            self.dirty[page] = Position(*map(min, self.dirty[page], self.needs))
         return True
 
     def passes_pages(self, kind: str, numbers: Ints) -> Bools:

@@ -7,16 +7,19 @@ gate lets each change pass into those pages only that do not contain it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from policy.choices import Choice
+from policy.decide import Decided, decide
 from policy.money import Price
 from policy.outcomes import Arrival
 from policy.pages import PageKey, Position
-from policy.requests import Requests
+from policy.requests import Incoming, Requests
 from policy.settle import Verdict, expire, release_parked
 from policy.state import State
 from policy.take import Taken, take
@@ -44,6 +47,12 @@ class Folded:
     expires_ms: int
 
 
+def page_position(value: bytes) -> Position:
+    """Return the position of a page as it was written."""
+    decisions, outcomes, clock_ms, _ = msgspec.msgpack.decode(value)
+    return Position(decisions, outcomes, clock_ms)
+
+
 def load(state: State, pages: Mapping[PageKey, bytes], *, position: Position) -> None:
     """Load pages into a new state and begin to fold at ``position``."""
     for page in sorted(pages, key=lambda p: (p[0], str(p[1]).zfill(20))):
@@ -59,38 +68,43 @@ def fold_decisions(state: State, batch: Iterable[Folded]) -> list[tuple[Arrival,
     A later copy of a decided request, as a worker may write that has lost its partition, has no
     effect. Returns the parked outcomes that were released, with what became of them.
     """
-    folded = list(batch)
-    if not folded:
-        return []
-    first, last = folded[0], folded[-1]
-    state.gate.begin("decisions", first.offset)
-    expire(state, first.decided_ms, cause=2 * first.offset + 1)
-    effective = _effective(state, folded)
-    if effective:
-        taken = _taken(state, effective)
-        state.budgets.roll(taken.pairs.budgets, taken.now_ms)
-        state.budgets.hold(
-            taken.pairs,
-            reserved=taken.reserved_nanousd,
-            expected_nanousd=taken.expected_nanousd,
-        )
-        take(state, taken)
-    state.gate.advance("decisions", last.offset + 1)
-    released = release_parked(state, [f.choice.request.id for f in effective])
-    if effective:
-        state.gate.tick(first.decided_ms)
+    released: list[tuple[Arrival, Verdict]] = []
+    for effective, part in _parts(state, batch):
+        if effective:
+            first = part[0]
+            state.gate.begin("decisions", first.offset)
+            expire(state, first.decided_ms, cause=2 * first.offset + 1)
+            taken = _taken(state, part)
+            state.budgets.roll(taken.pairs.budgets, taken.now_ms)
+            state.budgets.hold(
+                taken.pairs,
+                reserved=taken.reserved_nanousd,
+                expected_nanousd=taken.expected_nanousd,
+            )
+            take(state, taken)
+            released += release_parked(state, taken.requests.ids)
+            state.gate.tick(first.decided_ms)
+        state.gate.advance("decisions", part[-1].offset + 1)
     return released
 
 
-def _effective(state: State, batch: Sequence[Folded]) -> list[Folded]:
-    """Return the decisions that are not later copies."""
-    found: dict[bytes, Folded] = {}
+def _parts(state: State, batch: Iterable[Folded]) -> list[tuple[bool, list[Folded]]]:
+    """Divide a batch into runs of decisions that take effect and of later copies.
+
+    Two workers that both believed to own a partition may have written batches that look alike, one
+    behind the other: what follows on a copy was not decided together with what is before it.
+    """
+    parts: list[tuple[bool, list[Folded]]] = []
+    seen: set[bytes] = set()
     for folded in batch:
         id_ = folded.choice.request.id
         known = state.reservations.find(id_)
-        if id_ not in found and (known is None or known >= folded.offset):
-            found[id_] = folded
-    return list(found.values())
+        effective = id_ not in seen and (known is None or known >= folded.offset)
+        seen.add(id_)
+        if not parts or parts[-1][0] != effective:
+            parts.append((effective, []))
+        parts[-1][1].append(folded)
+    return parts
 
 
 def _taken(state: State, batch: Sequence[Folded]) -> Taken:
@@ -121,6 +135,49 @@ def _taken(state: State, batch: Sequence[Folded]) -> Taken:
         planned_usd=planned_usd,
         now_ms=batch[0].decided_ms,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSeen:
+    """What a round of decisions says of itself; see :class:`policy.decide.Decided`."""
+
+    now_ms: int
+    curve_at: int
+    waiting_before: int = 0
+    fresh_from: int = 0
+
+
+def decide_again(state: State, ranked: Sequence[Incoming], seen: RoundSeen) -> Decided:
+    """Decide a round of the log anew, on the state that precedes it.
+
+    Parameters
+    ----------
+    state : State
+        Contains everything that the round had seen; changed as by :func:`policy.decide.decide`.
+    ranked : sequence of Incoming
+        All requests of the round, those that went on waiting too, in the order of their offsets.
+    seen : RoundSeen
+        What the round's records say.
+    """
+    # A worker makes its spend curve anew when it starts, and so does its catalog's every change.
+    if seen.curve_at in (-1, state.gate.position.decisions):
+        state.curve = None
+    new = seen.fresh_from >= 0
+    fresh = [r for r in ranked if new and r.offset >= seen.fresh_from]
+    held = ranked[: len(ranked) - len(fresh)]
+    state.deferred = {}
+    for request in held:
+        state.deferred.setdefault(request.budget, deque()).append(request)
+    state.freed = set(state.deferred)
+    state.waiting = {request.id: request.request_print for request in held}
+    # Only their number matters, and only once there is no room for more.
+    if seen.waiting_before + len(fresh) >= state.limits.deferred_max:
+        others = range(seen.waiting_before - len(held))
+        state.waiting |= {b"%d" % number: 0 for number in others}
+    decided = decide(state, fresh, now_ms=seen.now_ms)
+    state.deferred, state.waiting = {}, {}
+    state.freed.clear()
+    return decided
 
 
 def needed(state: State) -> Position:

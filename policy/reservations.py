@@ -284,6 +284,10 @@ class Reservations:
                 causes.setdefault(cause, []).append(number * SEGMENT + int(place))
         return causes
 
+    def pages(self) -> list[PageKey]:
+        """Return the segments that are kept, oldest first."""
+        return [("reservation", number) for number in sorted(self._rows)]
+
     def dump_page(self, number: int) -> bytes:
         """Return one segment as bytes."""
         rows = self._rows[number]

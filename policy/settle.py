@@ -176,9 +176,12 @@ def release_parked(state: State, ids: Sequence[bytes]) -> list[tuple[Arrival, Ve
         return []
     decided = set(ids)
     settled = []
-    for arrival in [a for a, _ in state.parked.values() if a.id in decided]:
+    for arrival, before in [p for p in state.parked.values() if p[0].id in decided]:
         del state.parked[arrival.offset]
+        # The decision alone cannot do this again: a fold must begin where it reads the outcome.
+        state.gate.needs = before
         settled.append((arrival, _settle_one(state, arrival)))
+    state.gate.needs = None
     return settled
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "audit": "ledger",
     "demo": "demo",
     "replay": "replay",
+    "replay-log": "replay_log",
     "evaluate": "evaluate",
     "asyncapi": "records",
     "bench": "bench",

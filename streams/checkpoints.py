@@ -7,7 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from policy.pages import PageKey
+from policy.pages import PageKey, Position
+from policy.recover import page_position
 
 POSITION_KEY = b"position"
 POSITION_TABLE = "budget-pacing"
@@ -30,6 +31,13 @@ class Kept(msgspec.Struct, array_like=True):
     outcomes: int
     clock_ms: int
     format: int
+    topics: list[bytes] = []
+    """Ids of the logs that the pages follow from (``streams.topic_facts.LOGS``)."""
+
+    @property
+    def position(self) -> Position:
+        """Return where to fold from."""
+        return Position(self.decisions, self.outcomes, self.clock_ms)
 
 
 class Table(Protocol):
@@ -58,6 +66,13 @@ async def write_pages(
 async def write_position(tables: Mapping[str, Table], partition: int, kept: Kept) -> None:
     """Write the position; only after the pages that it relies on."""
     await tables[POSITION_TABLE].put(partition, {POSITION_KEY: msgspec.msgpack.encode(kept)})
+
+
+def read_position(key: bytes, value: bytes) -> Position:
+    """Return where to fold from so that this value, page or position, may be relied on."""
+    if key == POSITION_KEY:
+        return msgspec.msgpack.decode(value, type=Kept).position
+    return page_position(value)
 
 
 def page_key(page: PageKey) -> bytes:

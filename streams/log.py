@@ -34,6 +34,11 @@ class LogReader:
         """Disconnect."""
         await self._consumer.stop()
 
+    @property
+    def client(self) -> Any:
+        """Return aiokafka's client, for requests that the consumer has no word for."""
+        return self._consumer._client
+
     async def partitions(self, topic: str) -> list[int]:
         """Return the partitions of a topic; :class:`LogError` if there is none."""
         await self._consumer._client.force_metadata_update()  # the only way to ask without a group
@@ -48,6 +53,14 @@ class LogReader:
         first = await self._consumer.beginning_offsets([tp])
         end = await self._consumer.end_offsets([tp])
         return first[tp], end[tp]
+
+    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
+        """Return the first offset whose record is not older than ``at_ms``; the end if none."""
+        tp = TopicPartition(topic, partition)
+        found = (await self._consumer.offsets_for_times({tp: max(at_ms, 0)}))[tp]
+        if found is not None:
+            return int(found.offset)
+        return (await self.bounds(topic, partition))[1]
 
     async def read(
         self, topic: str, partition: int, start: int, end: int

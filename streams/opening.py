@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +23,7 @@ from policy.requests import Incoming
 from policy.settle import APPLIED
 from policy.state import Limits, State
 from streams import topics
-from streams.checkpoints import FORMAT, POSITION_KEY, Kept, parse_page_key
+from streams.checkpoints import FORMAT, POSITION_KEY, Kept, parse_page_key, read_position
 from streams.faust_batches import CheckpointTable
 from streams.following import Follower
 from streams.intake import Intake
@@ -33,6 +33,7 @@ from streams.partition import Partition, settle_records
 from streams.publisher import Outbox
 from streams.records import BadRecordError, DeadLetter, Decision, decode
 from streams.refusing import DeadLetters, mark_of
+from streams.topic_facts import LOGS, check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,11 @@ FOLD_CHUNK = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opener:
-    """What opening a partition needs; one for each worker."""
+    """What opening a partition needs; one for each assignment.
+
+    ``topic_ids`` are those of the logs now; without them topics that were created anew go
+    unnoticed. ``late_values`` is what the tables could not restore in order.
+    """
 
     reader: LogReader
     follower: Follower
@@ -54,6 +59,8 @@ class Opener:
     limits: Limits
     metrics: Metrics
     features: Callable[[], str]
+    topic_ids: Sequence[bytes] = ()
+    late_values: Callable[[int], dict[bytes, bytes]] = field(default=lambda _: {})
 
     async def open(self, number: int) -> Partition:
         """Return the partition with the state that its logs imply, ready for new records."""
@@ -64,18 +71,7 @@ class Opener:
             catalog=catalog,
             limits=self.limits,
         )
-        pages = {}
-        for table in self.tables.values():
-            pages.update(table.values(number))
-        position = Position()
-        packed = pages.pop(POSITION_KEY, None)
-        if packed is not None:
-            kept = msgspec.msgpack.decode(packed, type=Kept)
-            if kept.format == FORMAT:
-                position = Position(kept.decisions, kept.outcomes, kept.clock_ms)
-            else:
-                logger.warning("partition %s: pages of format %s, folding", number, kept.format)
-                pages = {}
+        pages, position = await self._checkpoint(number)
         load(state, {parse_page_key(k): v for k, v in pages.items()}, position=position)
         letters = DeadLetters(
             partition=number,
@@ -101,7 +97,42 @@ class Opener:
             features=self.features(),
             committed_outcomes=position.outcomes,
             lock=asyncio.Lock(),
+            topic_ids=list(self.topic_ids),
         )
+
+    async def _checkpoint(self, number: int) -> tuple[dict[bytes, bytes], Position]:
+        """Return the pages of the tables, and the position from which to fold over them.
+
+        Raises
+        ------
+        TopicRecreatedError
+            If the pages follow from other topics than those that there are now.
+        """
+        pages: dict[bytes, bytes] = {}
+        for table in self.tables.values():
+            pages.update(table.values(number))
+        position = Position()
+        packed = pages.pop(POSITION_KEY, None)
+        if packed is not None:
+            kept = msgspec.msgpack.decode(packed, type=Kept)
+            if self.topic_ids:
+                check_ids(kept.topics, self.topic_ids)
+            if kept.format != FORMAT:
+                logger.warning("partition %s: pages of format %s, folding", number, kept.format)
+                return {}, Position()
+            position = kept.position
+        late = self.late_values(number)
+        if not late:
+            return pages, position
+        # Exact is what follows from the whole log. A late page is exact in its money too, but
+        # may have learned in another order than the log says.
+        begins = [(await self.reader.bounds(topic, number))[0] for topic in LOGS]
+        logger.warning("partition %s: %s values were written too late", number, len(late))
+        if not any(begins):
+            return {}, Position()
+        positions = [position, *(read_position(key, value) for key, value in late.items())]
+        late.pop(POSITION_KEY, None)
+        return {**pages, **late}, Position(*map(min, zip(*positions, strict=True)))
 
     async def _fold(self, state: State, letters: DeadLetters) -> None:
         """Fold what the logs hold beyond the pages; see ``policy.recover``.
@@ -141,7 +172,7 @@ class Opener:
         requests: Mapping[int, Incoming], outcomes: deque[Any],
     ) -> None:  # fmt: skip
         await self._fold_outcomes(state, letters, outcomes, batch[0][1].offsets.outcomes)
-        for arrival, verdict in fold_decisions(state, _folded(batch, requests)):
+        for arrival, verdict in fold_decisions(state, folded_decisions(batch, requests)):
             if verdict.effect == "refused":
                 await letters.refuse_parked(arrival.offset, verdict, at_ms=state.clock_ms)
         letters.forget_released(state)
@@ -222,13 +253,15 @@ class Opener:
         return known
 
 
-def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int]:
-    return placed[1].offsets.batch, placed[1].decided_ms
+def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int, int]:
+    decision = placed[1]
+    return decision.offsets.batch, decision.decided_ms, decision.offsets.decisions
 
 
-def _folded(
+def folded_decisions(
     batch: Sequence[tuple[int, Decision]], requests: Mapping[int, Incoming]
 ) -> Iterator[Folded]:
+    """Yield decisions as ``policy.recover`` takes them; ``requests`` by their offsets."""
     for offset, decision in batch:
         price: Price | None = None
         if decision.price is not None:

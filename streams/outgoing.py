@@ -17,7 +17,7 @@ from msgspec import NODEFAULT
 from policy.choices import Choices
 from policy.decide import Decided
 from policy.eligibility import WHY_NOT
-from streams.records import Decision, PriceTag, Seen
+from streams.records import Decision, PriceTag, Seen, Waiting
 
 _FIELDS = msgspec.structs.fields(Decision)
 _DEFAULTS = {f.name: f.default_factory if f.default is NODEFAULT else f.default for f in _FIELDS}
@@ -54,7 +54,7 @@ def decision_records(
     expires_ms = decided.now_ms + ttl_ms
     seen = zip(
         requests.offsets, repeat(decided.batch), repeat(decided.outcomes), repeat(catalog),
-        repeat(statistics),
+        repeat(statistics), repeat(decided.first_offset), repeat(decided.curve_at),
     )  # fmt: skip
     by_name = {
         "v": repeat(_DEFAULTS["v"]),
@@ -80,12 +80,24 @@ def decision_records(
         "seed": repeat(seed),
         "candidates": _candidates(choices, column),
         "budgets": choices.positions,
+        "waiting": _waiting(decided, count),
     }
     # One after the other, as many as there are requests, in C.
     structs = list(map(_Row, *(by_name[f.name] for f in _FIELDS)))
     if len(rows) < count:
         structs = [structs[row] for row in rows]
     return _encoder.encode_lines(structs).split(b"\n")[:-1]
+
+
+def _waiting(decided: Decided, count: int) -> list[Waiting | None]:
+    """Return for each request what a replay must know of those that wait: for the first decided."""
+    found: list[Waiting | None] = [None] * count
+    if decided.waited or decided.waiting_before:
+        tried = sorted(request.offset for request in decided.waited)
+        found[decided.choices.rows.item(0)] = Waiting(
+            before=decided.waiting_before, fresh=decided.fresh_from, tried=tried
+        )
+    return found
 
 
 def _candidates(choices: Choices, column: Sequence[int]) -> list[list[Any]]:

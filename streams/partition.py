@@ -51,6 +51,7 @@ class Partition:
     committed_outcomes: int
     lock: asyncio.Lock
     committed_requests: int | None = None
+    topic_ids: list[bytes] = field(default_factory=list)
     _requests_next: int | None = None
     _checkpoints: int = 0
     _kept: Kept | None = None
@@ -237,15 +238,19 @@ class Partition:
             dumped = {page: state.dump_page(page) for page in pages}
             arms = [str(key) for kind, key in pages if kind == "arm"]
             learned = {arm: state.policy.dump(arm) for arm in arms}
-            for page in pages:
-                del state.gate.dirty[page]
+            dirty = {page: state.gate.dirty.pop(page) for page in pages}
             forgotten = state.reservations.forget()
             low = state.low()
             position = state.gate.position
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
-        await write_pages(self.tables, self.number, dumped, forgotten)
-        kept = Kept(*low, FORMAT)
+        try:
+            await write_pages(self.tables, self.number, dumped, forgotten)
+        except BaseException:
+            # Some may not be durable: no later checkpoint may rely on them.
+            state.gate.dirty.update(dirty)
+            raise
+        kept = Kept(*low, FORMAT, self.topic_ids)
         if kept != self._kept:
             await write_position(self.tables, self.number, kept)
             self._kept = kept

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 from prometheus_client import start_http_server
 
@@ -29,11 +30,15 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
 from streams.publisher import make_producer
+from streams.topic_facts import check_ids, check_topics
 
 if TYPE_CHECKING:
     from policy.lexical import LexicalEncoder
 
 logger = logging.getLogger(__name__)
+
+TOPICS_CHECKED_S = 5.0
+"""How often a worker looks whether its topics are still the same."""
 
 
 class Worker:
@@ -59,6 +64,7 @@ class Worker:
             name: self.app.checkpoint_table(name, partitions=config.partitions)
             for name in topics.TABLES
         }
+        self._topic_ids: list[bytes] = []
         self._declare()
 
     def _declare(self) -> None:
@@ -80,6 +86,15 @@ class Worker:
         async def checkpoint() -> None:
             """Write what has changed to the tables, and tell others what was learned."""
             await asyncio.gather(*map(self._checkpoint, list(self.partitions.values())))
+
+        @app.timer(interval=TOPICS_CHECKED_S, name="tollway.topics")  # type: ignore[untyped-decorator]
+        async def check() -> None:
+            """End if a topic was created anew, or got more partitions, while we worked."""
+            if self.partitions:
+                try:
+                    await self._check_topics()
+                except KafkaError as exc:
+                    logger.warning("the topics could not be looked at: %s", exc)
 
         app.on_assigned = self._on_assigned
         app.before_commit = self._before_commit
@@ -139,6 +154,8 @@ class Worker:
             ),
             metrics=self.metrics,
             features=self._features,
+            topic_ids=await self._check_topics(),
+            late_values=self._late_values,
         )
         starts = {}
         for number in sorted({tp.partition for tp in assigned}):
@@ -147,6 +164,20 @@ class Worker:
             starts[TP(topics.OUTCOMES, number)] = partition.state.gate.position.outcomes
         logger.info("assigned partitions %s", sorted(self.partitions))
         return starts
+
+    async def _check_topics(self) -> list[bytes]:
+        """Return the ids of the logs; raise if a topic is not what it was."""
+        found = await check_topics(self.reader.client, partitions=self._config.partitions)
+        check_ids(self._topic_ids, found)
+        self._topic_ids = found
+        return found
+
+    def _late_values(self, number: int) -> dict[bytes, bytes]:
+        return {
+            key: value
+            for table in self.tables.values()
+            for key, value in table.late_values(number).items()
+        }
 
     async def _before_commit(self, owned: frozenset[TP]) -> None:
         for number in sorted({tp.partition for tp in owned}):

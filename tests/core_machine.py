@@ -13,7 +13,7 @@ from policy.decide import Decided, decide
 from policy.money import Price
 from policy.outcomes import Arrival, Arrivals
 from policy.pages import PageKey, Position
-from policy.recover import Folded, finish, fold_decisions, load, needed
+from policy.recover import Folded, finish, fold_decisions, load, needed, page_position
 from policy.requests import Incoming
 from policy.settle import Verdict, settle, settle_all
 from policy.state import Limits, State
@@ -127,6 +127,7 @@ class Machine:
     tables: dict[PageKey, bytes] = field(default_factory=dict)
     kept: Position = field(default_factory=Position)
     requests: int = 0
+    older: list[tuple[PageKey, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.state = self.new_state()
@@ -161,11 +162,24 @@ class Machine:
         """Write the dirty pages; with ``only``, so many of them, as a kill in the middle would."""
         pages = sorted(self.state.gate.dirty, key=str)
         for page in pages if only is None else pages[:only]:
+            if page in self.tables:
+                self.older.append((page, self.tables[page]))
             self.tables[page] = self.state.dump_page(page)
             if only is None:
                 del self.state.gate.dirty[page]
         if only is None:
             self.kept = self.state.low()
+
+    def crash_and_wake(self, number: int) -> None:
+        """Crash, and find that a replaced worker has written one of its older pages after all.
+
+        What it replaced is compacted away; the fold begins where that page was written.
+        """
+        if self.older:
+            page, value = self.older[number % len(self.older)]
+            tables = {**self.tables, page: value}
+            position = Position(*map(min, zip(self.kept, page_position(value), strict=True)))
+            self.state = self.recovered(tables, position)
 
     def crash(self) -> None:
         self.state = self.recovered(self.tables, self.kept)

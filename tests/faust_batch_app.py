@@ -69,6 +69,8 @@ class CountingApp(BatchApp):
         self.states: dict[int, dict[str, int]] = {}
         self.flushed: dict[int, int] = {}
         self.counts = self.checkpoint_table("counts", partitions=args.partitions)
+        if args.lullaby:
+            self._write_to_counts, self.counts._append = self.counts._append, self.sleep_and_write
         self.before_commit = self.flush
         self.on_assigned = self.assigned
         self.on_revoked = self.revoked
@@ -97,6 +99,13 @@ class CountingApp(BatchApp):
                 snapshot = dict(state)
                 await self.counts.put(partition, {KEY: json.dumps(snapshot).encode()})
                 self.flushed[partition] = snapshot["next"]
+
+    async def sleep_and_write(self, *args: Any) -> None:
+        """Fall asleep just before a write that was allowed, once there is a lullaby."""
+        if Path(self.args.lullaby).exists():
+            Path(self.args.lullaby).unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await self._write_to_counts(*args)
 
     async def count(self, batch: RecordBatch) -> None:
         args, state = self.args, self.states[batch.partition]
@@ -164,6 +173,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slow-offsets", type=float, default=0.0)
     parser.add_argument("--commit-interval", type=float, default=0.3)
     parser.add_argument("--flush-interval", type=float, default=0.2)
+    parser.add_argument("--lullaby", default="")
     parser.add_argument("--own-acks", action="store_true")
     return parser.parse_args(arguments)
 

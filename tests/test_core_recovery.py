@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policy.digest import state_digest
 from policy.pages import Position
 from policy.state import Limits
 from tests.core_machine import Machine, catalog, digest, incoming
@@ -17,6 +18,7 @@ steps = st.lists(
         st.tuples(st.just("flush"), st.none(), st.none()),
         st.tuples(st.just("torn"), st.integers(0, 6), st.none()),
         st.tuples(st.just("crash"), st.none(), st.none()),
+        st.tuples(st.just("wake"), st.integers(0, 9), st.none()),
     ),
     max_size=40,
 )
@@ -65,9 +67,13 @@ def test_the_log_gives_the_same_state_back(steps: list[tuple], limit: int) -> No
         elif kind == "torn":
             machine.flush(only=count)
         else:
-            live = machine.content()
-            machine.crash()
+            live, digest_before = machine.content(), state_digest(machine.state)
+            if kind == "crash":
+                machine.crash()
+            else:
+                machine.crash_and_wake(count)
             assert machine.content() == live
+            assert state_digest(machine.state) == digest_before
         budgets = machine.state.budgets
         for index in range(len(budgets)):
             assert budgets.reserved[index] >= 0

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from streams.faust_batches import (
     UnsupportedVersionError,
     ValueTooLargeError,
 )
+from streams.faust_batches.table import REIGN_KEY
 from streams.faust_batches.transport import BatchProducerBuffer
 from streams.faust_batches.versions import check_versions
 
@@ -302,6 +304,79 @@ def test_a_worker_that_slept_does_not_overwrite_its_successor(bench: Bench) -> N
     assert "unflushed" in (bench.folder / "worker-0.txt").read_text()
     bench.end()
     bench.assert_each_counted_once()
+
+
+def is_asleep(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a process was stopped by SIGSTOP."""
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.kafka
+def test_what_a_worker_writes_after_its_successor_does_not_count(bench: Bench) -> None:
+    lullaby = bench.folder / "lullaby"
+    bench.feed(400)
+    sleeper = bench.start(session=2.0, lullaby=lullaby)
+    until(lambda: bench.committed() == bench.produced, "counted and committed")
+    lullaby.touch()
+    bench.feed(400)
+    # It was still a member when it looked; it wakes up as one that has been replaced.
+    until(lambda: is_asleep(sleeper), "asleep before its write")
+    successor = bench.start(session=2.0)
+    until(lambda: sleeper.pid not in bench.assigned_pids().values(), "taken over")
+    bench.feed(400)
+    until(lambda: bench.committed() == bench.produced, "all written and committed")
+    successor.kill()
+    successor.wait()
+    sleeper.send_signal(signal.SIGCONT)
+    assert sleeper.wait(timeout=60) == EXIT_CODE
+    assert "another worker writes too" in (bench.folder / "worker-0.txt").read_text()
+    bench.assert_each_counted_once()
+
+
+@pytest.mark.kafka
+def test_a_worker_ends_when_another_one_has_written_to_its_table(bench: Bench) -> None:
+    bench.feed(40)
+    worker = bench.start()
+    until(lambda: bench.committed() == bench.produced, "counted and committed")
+    asyncio.run(_write_late(bench))
+    bench.feed(40)
+    assert worker.wait(timeout=60) == EXIT_CODE
+    assert "ChangelogOverlapError" in (bench.folder / "worker-0.txt").read_text()
+    bench.assert_each_counted_once()
+
+
+async def _write_late(bench: Bench) -> None:
+    """Write an old value to every partition of the table, as one of a former owner."""
+    async with AIOKafkaProducer(bootstrap_servers=bench.kafka) as producer:
+        for partition in range(PARTITIONS):
+            old = json.dumps({"next": 3, "count": 3, "sum": 3}).encode()
+            await producer.send_and_wait(
+                f"{bench.name}-counts-changelog", old, key=b"state", partition=partition,
+                headers=[("reign", b"-1")],
+            )  # fmt: skip
+
+
+async def test_values_of_a_former_reign_are_kept_apart() -> None:
+    table = BatchApp("reigns", broker="kafka://127.0.0.1:1").checkpoint_table("t", partitions=1)
+    table.open_partitions({0})
+
+    def restore(*records: tuple[int, bytes, bytes | None, int | None]) -> None:
+        table.restore(0, [
+            SimpleNamespace(
+                offset=offset, key=key, value=value,
+                headers=() if reign is None else (("reign", b"%d" % reign),),
+            )
+            for offset, key, value, reign in records
+        ])  # fmt: skip
+
+    restore((0, b"a", b"old", None), (1, REIGN_KEY, b"", None), (2, b"a", b"first", 1))
+    restore((3, REIGN_KEY, b"", None), (4, b"a", b"second", 3), (5, b"a", b"late", 1))
+    restore((6, b"b", b"late", 1), (7, b"c", b"late", 1), (8, b"c", b"better", 3))
+    restore((9, b"d", b"late", None), (10, b"d", None, 3), (11, b"a", None, 1))
+    assert table.values(0) == {b"a": b"second", b"c": b"better"}
+    # What was valid of b has been compacted away; d was deleted in good order.
+    assert table.late_values(0) == {b"b": b"late"}
 
 
 @pytest.mark.kafka

@@ -604,7 +604,7 @@ def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: P
         result = CliRunner().invoke(app, arguments, obj=config)
         return result.exit_code, result.output
 
-    assert run("migrate") == (0, "ledger: revision 0003\n")
+    assert run("migrate") == (0, "ledger: revision 0004\n")
     code, listing = run("audit")
     assert code == 0 and all(name in listing for name in (*AUDITS, "verify"))
     topics.book(decision("r1"), usage("r1", 1_200))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from policy.acceptance import PARK_MS, split_cost
 from policy.calendar import TOTAL_END_MS, window_end_ms, window_start_ms
 from streams.ledger.cases import Cases
+from streams.ledger.chain import NOTHING, Link
 from streams.ledger.fold import Case, Reported
 from streams.ledger.inbox import Inbox
 from streams.ledger.reading import (
@@ -363,6 +364,7 @@ def _inbox(next_decision: int = 0) -> tuple[Inbox, TopicPartition]:
         next_decision=next_decision,
         next_outcome=0,
         cases=Cases(0),
+        link=Link(0, 0, 1, next_decision, 0, 0, datetime.now(UTC), *(NOTHING,) * 4),
     )
     inbox = Inbox(unit, ("decisions", "outcomes"))
     return inbox, inbox.topic_partitions[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,11 +20,15 @@ def solve(matrices: Floats, *, prior: Floats, noise: float) -> Solution:
     return Solver(signal=0.1, noise=noise).solve(list(matrices), prior=prior)
 
 
+def add(moments: Moments, x: Floats, y: float, weight: float = 1.0) -> bool:
+    return moments.add(x[None], [y], [weight])
+
+
 def observe(moments: Moments, count: int, *, seed: int, level: float = 0.0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         x = np.append(rng.normal(size=WIDTH - 1), 1.0)
-        moments.add(x, float(level + 0.1 * x[0] + 0.1 * rng.normal()))
+        add(moments, x, float(level + 0.1 * x[0] + 0.1 * rng.normal()))
 
 
 def new(forgetting: float = 0.9995) -> Moments:
@@ -36,7 +42,7 @@ def test_total_is_the_decayed_sum_of_products() -> None:
     values = rng.normal(size=45)
     weights = rng.uniform(0.1, 1.0, size=45)
     for x, y, w in zip(rows, values, weights, strict=True):
-        moments.add(x, float(y), float(w))
+        add(moments, x, float(y), float(w))
     z = np.hstack([rows, values[:, None]])
     expected = sum(
         w * 0.9 ** (44 - i) * np.outer(r, r)
@@ -56,13 +62,26 @@ def test_restored_state_goes_on_bitwise_the_same(first: int, second: int) -> Non
     assert restored.vector().tobytes() == through.vector().tobytes()
 
 
+@given(cuts=st.lists(st.integers(0, 300), max_size=6))
+def test_how_observations_are_divided_changes_nothing(cuts: list[int]) -> None:
+    rng = np.random.default_rng(5)
+    rows, values = rng.normal(size=(300, WIDTH)), rng.normal(size=300).tolist()
+    one, several = new(), new()
+    for x, y in zip(rows, values, strict=True):
+        add(one, x, y)
+    edges = [0, *sorted(cuts), 300]
+    for start, end in pairwise(edges):
+        several.add(rows[start:end], values[start:end], [1.0] * (end - start))
+    assert several.vector().tobytes() == one.vector().tobytes()
+
+
 def test_a_batch_of_reads_in_between_changes_nothing() -> None:
     plain, read = new(), new()
     observe(plain, 90, seed=5)
     rng = np.random.default_rng(5)
     for _ in range(90):
         x = np.append(rng.normal(size=WIDTH - 1), 1.0)
-        read.add(x, float(0.1 * x[0] + 0.1 * rng.normal()))
+        add(read, x, float(0.1 * x[0] + 0.1 * rng.normal()))
         read.total()
         read.vector()
     assert plain.vector().tobytes() == read.vector().tobytes()
@@ -84,8 +103,8 @@ def test_solving_summed_moments_equals_solving_all_observations_together() -> No
     for i in range(64):
         x = np.append(rng.normal(size=WIDTH - 1), 1.0)
         y = float(rng.normal())
-        whole.add(x, y)
-        (left if i % 2 else right).add(x, y)
+        add(whole, x, y)
+        add(left if i % 2 else right, x, y)
     prior = np.zeros(1)
     one = solve(whole.total()[None], prior=prior, noise=0.2)
     two = solve((left.total() + right.total())[None], prior=prior, noise=0.2)
@@ -170,13 +189,13 @@ def test_a_rare_failure_is_no_change() -> None:
     rng = np.random.default_rng(4)
     for i in range(3_000):
         x = np.append(rng.normal(size=WIDTH - 1), 1.0)
-        moments.add(x, 0.0 if i % 12 == 0 else 0.95)
+        add(moments, x, 0.0 if i % 12 == 0 else 0.95)
     assert moments.total()[-2, -2] > 1_400
 
 
 def test_blocks_grow_and_nothing_waits_longer_than_one() -> None:
     moments = new()
-    folded = [moments.add(np.ones(WIDTH), 0.5) for _ in range(200)]
+    folded = [add(moments, np.ones(WIDTH), 0.5) for _ in range(200)]
     assert all(folded[:15])
     gaps = np.diff(np.flatnonzero(folded))
     assert gaps.max() == BLOCK
@@ -188,7 +207,7 @@ def test_kept_inverses_change_nothing() -> None:
     kept = Solver(signal=0.1, noise=0.2)
     for step in range(300):
         x = np.append(rng.normal(size=WIDTH - 1) * (1 + step / 100), 1.0)
-        arms[int(rng.integers(3))].add(x, float(rng.normal()))
+        add(arms[int(rng.integers(3))], x, float(rng.normal()))
         moments = [arm.matrix for arm in arms]
         found = kept.solve(moments, prior=np.zeros(3))
         fresh = Solver(signal=0.1, noise=0.2).solve(moments, prior=np.zeros(3))

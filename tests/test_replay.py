@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from policy.terms import Settings
 from streams.commands import replay as command
+from streams.replay import published
 from streams.replay.data import DataError, Recorded, read
 from streams.replay.job import Job, replay
 from streams.replay.references import references
@@ -286,3 +287,18 @@ def test_a_wrong_argument_is_refused_with_the_reason(
     done = CliRunner().invoke(cli, ["replay", str(data), *arguments])
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_the_published_package_is_refused_data_that_its_priors_are_not_for(
+    cli: typer.Typer, data: Path
+) -> None:
+    done = CliRunner().invoke(cli, ["replay", str(data), "--ceiling", "0.001", "--published"])
+    assert done.exit_code == 2
+    assert "has priors for" in done.output
+    known = tuple(published.USD_PER_MTOK)
+    setup = Setup(settings=Settings(), ceiling_nanousd=CEILING)
+    published.check_published(known, np.ones((2, 26)), setup)
+    with pytest.raises(DataError, match="26 numbers"):
+        published.check_published(known, np.ones((2, 5)), setup)
+    with pytest.raises(DataError, match="--ceiling"):
+        published.check_published(known, np.ones((2, 26)), Setup(settings=Settings()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from policy.catalog import Catalog
+from policy.digest import state_digest
 from policy.state import Limits, State
 from streams import topics
 from streams.embedded import KafkaServer, PostgresServer
@@ -28,6 +30,8 @@ from streams.opening import Opener
 from streams.partition import settle_records
 from streams.publisher import make_producer
 from streams.records import Decision, Outcome, encode
+from streams.replay_log.run import Bound, replay_log
+from streams.replay_log.run import Report as ReplayReport
 from tests.deployment import (
     Deployment,
     Placed,
@@ -143,11 +147,14 @@ def rig(
     url = _session_postgres.create_database("rig")
     result = Deployment(broker.start(), url, servers_root / "rig")
     asyncio.run(result.create())
-    # Root 0 runs out of money, the others do not.
+    # Root 0 runs out of money, the others do not; half of the roots are paced.
     limits = [240_000_000, *[10**12] * (len(ROOTS) - 1)]
     asyncio.run(result.declare(
-        entry for root, limit in zip(ROOTS, limits, strict=True)
-        for entry in budget_tree(root, limit, window="total", pacing="none")
+        entry for number, (root, limit) in enumerate(zip(ROOTS, limits, strict=True))
+        for entry in budget_tree(
+            root, limit, window="total" if number % 2 == 0 else "hour",
+            pacing="none" if number % 2 == 0 else "even",
+        )
     ))  # fmt: skip
     result.start_worker()
     result.start_sink()
@@ -346,3 +353,25 @@ async def test_the_topics_alone_give_the_state_of_the_tables(rig: Deployment) ->
         for arm, segment in windows:
             page = f"{arm} {segment}"
             assert kept.windows.dump_page(page) == folded.windows.dump_page(page)
+
+
+async def replayed(rig: Deployment, **more: Any) -> ReplayReport:
+    """Return what a replay of the whole log finds."""
+    return await replay_log(
+        rig.kafka, begin=Bound(), end=Bound(), partitions=None, limits=Limits(),
+        make_intake=lambda catalog: Intake(catalog, None), features=lambda _: "given", **more,
+    )  # fmt: skip
+
+
+async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> None:
+    # After kills, sleeps, rebalances and a dead broker.
+    done = rig.command("replay-log", "--json")
+    report = json.loads(done.stdout)
+    found = [difference for part in report["partitions"] for difference in part["differences"]]
+    assert (done.returncode, found, report["ok"]) == (0, [], True), report
+    records = await rig.read_all(topics.DECISIONS)
+    assert report["compared"] == report["equal"] == len(records) > 1_000
+    states = await recovered(rig, await Tables.read(rig))
+    assert [part["state_sha256"] for part in report["partitions"]] == list(
+        map(state_digest, states)
+    )

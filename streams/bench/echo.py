@@ -1,7 +1,7 @@
 """What the pipeline is compared with: programs that only pass records on.
 
-``python -m streams.bench.echo raw|stock|confluent KAFKA`` reads topic ``bench.in`` from its
-beginning and writes every value to ``bench.out``, until it is ended.
+``python -m streams.bench.echo raw|stock|confluent KAFKA SOURCE TARGET`` reads one topic from its
+beginning and writes every value to the other, until it is ended.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from typing import Any
 
 from streams.publisher import make_producer
 
-SOURCE, TARGET = "bench.in", "bench.out"
 
-
-async def raw(kafka: str) -> None:
+async def raw(kafka: str, source: str, target: str) -> None:
     """Pass records on as fast as aiokafka does: fetched batches out as record batches."""
     from aiokafka import AIOKafkaConsumer
 
     consumer = AIOKafkaConsumer(
-        SOURCE,
+        source,
         bootstrap_servers=kafka,
         group_id=None,
         enable_auto_commit=False,
@@ -40,22 +38,22 @@ async def raw(kafka: str) -> None:
                 if builder.append(key=record.key, value=record.value, timestamp=None) is None:
                     builder.close()
                     pending.append(
-                        await producer.send_batch(builder, TARGET, partition=tp.partition)
+                        await producer.send_batch(builder, target, partition=tp.partition)
                     )
                     builder = producer.create_batch()
                     builder.append(key=record.key, value=record.value, timestamp=None)
             builder.close()
-            pending.append(await producer.send_batch(builder, TARGET, partition=tp.partition))
+            pending.append(await producer.send_batch(builder, target, partition=tp.partition))
         while len(pending) > 64:
             await pending.pop(0)
 
 
-def stock(kafka: str) -> None:
+def stock(kafka: str, source: str, target: str) -> None:
     """Pass records on with a Faust agent as its documentation writes one."""
     import faust
 
     app = faust.App(
-        "bench-stock",
+        f"stock-{source}",
         broker=f"kafka://{kafka}",
         topic_disable_leader=True,
         value_serializer="raw",
@@ -64,34 +62,34 @@ def stock(kafka: str) -> None:
         # Faust makes a folder for its tables, although this app has none.
         datadir=tempfile.mkdtemp(prefix="tollway-bench-stock-"),
     )
-    source, target = app.topic(SOURCE), app.topic(TARGET)
+    records, echoes = app.topic(source), app.topic(target)
 
-    @app.agent(source, name="bench.echo")
+    @app.agent(records, name="bench.echo")
     async def echo(values: Any) -> None:
         async for value in values:
-            await target.send(value=value)
+            await echoes.send(value=value)
 
     sys.argv = ["bench", "worker", "-l", "error", "--without-web"]
     app.main()
 
 
-def confluent(kafka: str) -> None:
+def confluent(kafka: str, source: str, target: str) -> None:
     """Pass records on with librdkafka, one ``produce`` for each."""
     from confluent_kafka import Consumer, Producer
 
     consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "bench-confluent",
+        {"bootstrap.servers": kafka, "group.id": f"confluent-{source}",
          "auto.offset.reset": "earliest", "enable.auto.commit": False}
     )  # fmt: skip
     producer = Producer(
         {"bootstrap.servers": kafka, "acks": "all", "enable.idempotence": True, "linger.ms": 2}
     )
-    consumer.subscribe([SOURCE])
+    consumer.subscribe([source])
     while True:
         for message in consumer.consume(2_000, timeout=0.2):
             while True:
                 try:
-                    producer.produce(TARGET, message.value(), key=message.key())
+                    producer.produce(target, message.value(), key=message.key())
                     break
                 except BufferError:
                     producer.poll(0.05)
@@ -100,14 +98,14 @@ def confluent(kafka: str) -> None:
 
 def main() -> None:
     """Run the program that is named."""
-    kind, kafka = sys.argv[1], sys.argv[2]
+    kind, *places = sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
         if kind == "raw":
-            asyncio.run(raw(kafka))
+            asyncio.run(raw(*places))
         elif kind == "stock":
-            stock(kafka)
+            stock(*places)
         else:
-            confluent(kafka)
+            confluent(*places)
 
 
 if __name__ == "__main__":

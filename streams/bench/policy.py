@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from policy.curve import SpendCurve, spend_curve
-from policy.money import NANO_PER_USD, call_cost_nanousd
-from policy.pace import Pace, charge, correct, pacing_of
+from policy.money import NANO_PER_USD
+from policy.pace import PACER_DTYPE, charge, correct, hold
 from policy.pacer import Plan, dual_price
-from policy.registry import make_policy
+from policy.pareto import Pareto
 from policy.state import CURVE_EVERY, RING
-from policy.terms import Contexts, Floats, Ints, Learning
+from policy.terms import Contexts, Floats, Ints, Lessons
 from streams.bench.core import NOW_MS, HotPath, Say, warmed
 from streams.bench.figures import ratio, ratio_lines, spread, table
 from streams.bench.workload import Workload
@@ -91,12 +91,12 @@ class Bare:
 
     def __init__(self, workload: Workload, rewards: Floats, tokens: Ints) -> None:
         catalog = workload.catalog()
-        self._rewards, self._tokens = rewards.tolist(), tokens.tolist()
-        self._policy = make_policy(catalog.settings)
+        self._rewards, self._tokens = rewards, tokens
+        self._policy = Pareto(catalog.settings)
         self._policy.set_arms(catalog.arms)
         self._arms = [arm.arm for arm in catalog.arms]
-        self._prices = [arm.price for arm in catalog.arms]
-        self._pace, self._curve_at = Pace(), 0
+        self._prices = [arm.price for arm in catalog.arms if arm.price is not None]
+        self._pacing, self._curve_at = np.zeros(1, PACER_DTYPE), 0
         self._curve: SpendCurve | None = None
         self._plan = Plan(
             limit_usd=np.array([1e6]), window_start_ms=np.array([0]),
@@ -111,48 +111,54 @@ class Bare:
             chosen, costs = self._decide(part)
             self._learn(part, start, chosen, costs)
 
-    def _decide(self, contexts: Contexts) -> tuple[list[int], list[float]]:
-        """Rank, and charge the pacer; return each request's arm and expected dollars."""
-        policy, pace, count = self._policy, self._pace, len(contexts)
+    def _decide(self, contexts: Contexts) -> tuple[Ints, Ints]:
+        """Rank, and charge the pacer; return each request's arm and expected nano-dollars."""
+        policy, count = self._policy, len(contexts)
         curve = self._fresh_curve(contexts)
-        price = dual_price(pacing_of([pace]), self._plan, curve, now_ms=NOW_MS)
-        planned, paid = curve.cost_at(price).item(), price.item()
+        price = dual_price(self._pacing, self._plan, curve, now_ms=NOW_MS)
         ranking = policy.rank(
             contexts,
-            dual_price=np.full(count, paid),
+            dual_price=np.full(count, price.item()),
             eligible=np.ones((count, len(self._arms)), np.bool_),
         )
-        chosen: list[int] = ranking.score.argmax(axis=1).tolist()
-        costs: list[float] = ranking.cost_usd[np.arange(count), chosen].tolist()
-        for row, explored in enumerate(ranking.explored.tolist()):
-            charge(pace, expected_usd=costs[row], now_ms=NOW_MS, dual_price=paid,
-                   planned_usd=planned)  # fmt: skip
-            policy.decided(self._arms[chosen[row]], contexts.features[row], explored=explored)
+        chosen = ranking.score.argmax(axis=1)
+        costs = np.rint(ranking.cost_usd[np.arange(count), chosen] * NANO_PER_USD).astype(np.int64)
+        hold(self._pacing, np.zeros(count, np.int64), costs)
+        charge(self._pacing, requests=np.array([count]), cost_nanousd=costs.sum(keepdims=True),
+               dual_price=price, planned_usd=curve.cost_at(price), now_ms=NOW_MS)  # fmt: skip
+        for column, arm in enumerate(self._arms):
+            mine = chosen == column
+            policy.decided_all(arm, contexts.features[mine], explored=ranking.explored[mine])
         return chosen, costs
 
-    def _learn(self, contexts: Contexts, start: int, chosen: list[int], costs: list[float]) -> None:
-        for row, column in enumerate(chosen):
-            price, output = self._prices[column], self._tokens[start + row]
-            assert price is not None
-            cost = call_cost_nanousd(price, input_tokens=INPUT_TOKENS, output_tokens=output)
-            correct(self._pace, delta_usd=cost / NANO_PER_USD - costs[row],
-                    expected_usd=costs[row], now_ms=NOW_MS)  # fmt: skip
-            self._policy.learn(
-                Learning(
-                    arm=self._arms[column], features=contexts.features[row],
-                    input_tokens=INPUT_TOKENS, age=len(chosen),
-                    reward=self._rewards[start + row][column], cost_nanousd=cost,
-                    output_tokens=output, price=price,
+    def _learn(self, contexts: Contexts, start: int, chosen: Ints, expected: Ints) -> None:
+        count = len(chosen)
+        tokens, rewards = self._tokens[start : start + count], self._rewards[start : start + count]
+        inputs = np.full(count, INPUT_TOKENS)
+        price_in = np.array([price.input for price in self._prices])[chosen]
+        price_out = np.array([price.output for price in self._prices])[chosen]
+        cost = -(-(inputs * price_in + tokens * price_out) // 1_000)
+        correct(self._pacing, np.zeros(count, np.int64), delta_nanousd=cost - expected,
+                expected_nanousd=expected)  # fmt: skip
+        for column, arm in enumerate(self._arms):
+            mine = np.flatnonzero(chosen == column)
+            self._policy.learn_all(
+                Lessons(
+                    arm=arm, features=contexts.features[mine], input_tokens=inputs[mine],
+                    age=np.full(len(mine), count), reward=rewards[mine, column],
+                    cost_nanousd=cost[mine], output_tokens=tokens[mine],
+                    prices=[self._prices[column]] * len(mine),
                 )
             )  # fmt: skip
 
     def _fresh_curve(self, contexts: Contexts) -> SpendCurve:
-        if self._curve is None or self._pace.total - self._curve_at >= CURVE_EVERY:
+        total = int(self._pacing["total"][0])
+        if self._curve is None or total - self._curve_at >= CURVE_EVERY:
             few = _part(contexts, slice(0, RING))
             eligible = np.ones((len(few), len(self._arms)), np.bool_)
             ranking = self._policy.rank(few, dual_price=np.zeros(len(few)), eligible=eligible)
             self._curve = spend_curve(ranking.reward, ranking.cost_usd, eligible)
-            self._curve_at = self._pace.total
+            self._curve_at = total
         return self._curve
 
 
@@ -230,13 +236,17 @@ def _worker(path: HotPath, workload: Workload, requests: int, place: tuple[int, 
     number, batch = place
     # No id twice: batches of one round are of different requests with the same vectors.
     tag = f"{number}-{batch}"
-    incoming = path.incoming(workload.requests(requests, number=number, tag=tag))
-    arrivals = path.arrivals(workload.outcomes(requests, number=number, tag=tag))
+    asked = workload.requests(requests, number=number, tag=tag)
+    told = workload.outcomes(requests, number=number, tag=tag)
+    batches = []
+    for start in range(0, requests, batch):
+        part = slice(start, start + batch)
+        batches.append((path.incoming(asked[part]), path.arrivals(told[part])))
 
     def run() -> None:
-        for start in range(0, requests, batch):
-            path.decide(incoming[start : start + batch])
-            path.settle(arrivals[start : start + batch])
+        for incoming, arrivals in batches:
+            path.decide(incoming)
+            path.settle(arrivals)
 
     return _timed(run)
 

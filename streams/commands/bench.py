@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from streams.commands.common import fail
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; medians and spreads are of them.")]
 Arms = Annotated[int, typer.Option(min=1, max=1_000)]
 Features = Annotated[int, typer.Option(min=1, max=4_096)]
 Budgets = Annotated[int, typer.Option(min=1)]
+Levels = Annotated[int, typer.Option(min=2, max=6, help="Length of a budget path.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +29,8 @@ def register(app: typer.Typer) -> None:
     group.command()(core)
     group.command()(policy)
     group.command()(pipeline)
+    group.command()(latency)
+    group.command()(growth)
 
 
 def core(
@@ -33,7 +39,7 @@ def core(
     arms: Arms = 10,
     features: Features = 26,
     budgets: Budgets = 64,
-    levels: Annotated[int, typer.Option(min=2, max=6, help="Length of a budget path.")] = 2,
+    levels: Levels = 2,
     chunk: Annotated[int, typer.Option(min=1, help="Requests decided in one call.")] = 512,
     outcomes: Annotated[bool, typer.Option(help="Settle each request's outcome too.")] = True,
     profile: Annotated[
@@ -81,33 +87,86 @@ def pipeline(
     arms: Arms = 10,
     features: Features = 26,
     budgets: Budgets = 64,
+    levels: Levels = 2,
+    sink: Annotated[bool, typer.Option(help="Also what the sink needs for the decisions.")] = True,
+    profile: Annotated[
+        bool, typer.Option(help="Also say where a worker spends its time, by cProfile.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Requests to decisions of one worker, beside programs that only pass records on."""
     from streams.bench import pipeline as bench
 
     shape = bench.Shape(
-        arms=arms, features=features, budgets=budgets, requests=requests, rounds=rounds
+        arms=arms, features=features, budgets=budgets, levels=levels, requests=requests,
+        rounds=rounds,
+    )  # fmt: skip
+    result = _with_kafka(
+        lambda kafka, home, pid: bench.measure(
+            kafka, home, shape, say=_say, broker_pid=pid, sink=sink, profile=profile
+        )
     )
-    result = _with_kafka(lambda kafka, home: bench.measure(kafka, home, shape, say=_say))
     _tell(result, bench.show, as_json=as_json)
 
 
-def _with_kafka(measure: Callable[[str, Path], Any]) -> dict[str, Any]:
+def latency(
+    rate: Annotated[list[int] | None, typer.Option(min=1, help="Requests/s; repeatable.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="At each rate, of each program.")] = 10.0,
+    rounds: Rounds = 3,
+    arms: Arms = 10,
+    features: Features = 26,
+    budgets: Budgets = 64,
+    outcomes: Annotated[bool, typer.Option(help="Answer each decision with its outcome.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Request to decision at given rates, beside a raw echo at the same ones."""
+    from streams.bench import latency as bench
+    from streams.bench.workload import Workload
+
+    workload = Workload(arms=arms, features=features, budgets=budgets)
+    result = _with_kafka(
+        lambda kafka, home, _: bench.measure(
+            kafka, home, workload=workload, seconds=seconds, rounds=rounds, say=_say,
+            rates=rate or bench.RATES, outcomes=outcomes,
+        )
+    )  # fmt: skip
+    _tell(result, bench.show, as_json=as_json)
+
+
+def growth(
+    requests: Annotated[int, typer.Option(min=1, help="Of each variation in a round.")] = 4_096,
+    rounds: Rounds = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Cost of a decision as budgets, arms, features, partitions and history grow; memory."""
+    from streams.bench import growth as bench
+
+    result = bench.measure(requests=requests, rounds=rounds, say=_say)
+    _tell(result, bench.show, as_json=as_json)
+
+
+def _with_kafka(measure: Callable[[str, Path, int | None], Any]) -> dict[str, Any]:
     """Run a benchmark on a broker of its own, in a folder that is removed again."""
-    from streams.embedded import KafkaServer
+    from streams.bench.programs import ProgramError
+    from streams.embedded import EmbeddedError, KafkaServer
+
+    # New topics have no leader for an instant, which aiokafka warns of and gets over.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     async def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tollway-bench-") as folder:
             server = KafkaServer(Path(folder) / "kafka", heap_mb=1_024)
             kafka = await asyncio.to_thread(server.start)
             try:
-                result: dict[str, Any] = await measure(kafka, Path(folder) / "home")
+                result: dict[str, Any] = await measure(kafka, Path(folder) / "home", server.pid)
                 return result
             finally:
                 await asyncio.to_thread(server.stop)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except (ProgramError, EmbeddedError) as exc:
+        fail(str(exc), code=1)
 
 
 def _tell(result: dict[str, Any], show: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:

@@ -25,6 +25,10 @@ from streams.replay.world import Kind, Scenario
 _TOLD_THE_CEILING = {"batch-split", "fixed", "mix", "stageroute"}
 """Policies that have an option ``ceiling`` besides the pacer's."""
 _TOLD_THE_HORIZON = {"port", "stageroute"}
+_MISSING = {
+    "matplotlib": "--plot needs the extra plot (matplotlib)",
+    "pareto_bandit": "--published needs the package paretobandit: uv run --with paretobandit …",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +72,9 @@ def register(app: typer.Typer) -> None:
         total: Annotated[
             str, typer.Option(help="Of all arms' budgets: cheapest, or dollars.")
         ] = "cheapest",
+        published: Annotated[
+            bool, typer.Option("--published", help="Run the package paretobandit beside.")
+        ] = False,
         plot_file: Annotated[Path | None, typer.Option("--plot", help="Picture to write.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
@@ -106,12 +113,13 @@ def register(app: typer.Typer) -> None:
                 ),
                 seeds=seeds,
                 requests=requests,
+                published=_data(data, None, prior_share, "features")[0] if published else None,
             )
             result = _with_progress(job)
             if plot_file is not None:
                 plot(plot_file, result, ceiling_nanousd=ceiling_nanousd)
-        except ImportError:
-            typer.echo("tollway replay: --plot needs the extra plot (matplotlib)", err=True)
+        except ImportError as exc:
+            typer.echo(f"tollway replay: {_MISSING.get(exc.name or '', exc)}", err=True)
             raise typer.Exit(2) from None
         except (DataError, PolicyError, ValueError) as exc:
             typer.echo(f"tollway replay: {exc}", err=True)

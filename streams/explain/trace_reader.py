@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from aiokafka import TopicPartition
 from msgspec import Struct
 
 from streams import topics
@@ -22,15 +21,7 @@ _GAP = 1_000
 
 
 class TraceReader(LogReader):
-    """A reader that finds places by time, and picks or searches records."""
-
-    async def offset_at(self, topic: str, partition: int, at_ms: int) -> int:
-        """Return the first offset whose record is not older than ``at_ms``; the end if none."""
-        tp = TopicPartition(topic, partition)
-        found = (await self._consumer.offsets_for_times({tp: max(at_ms, 0)}))[tp]
-        if found is not None:
-            return int(found.offset)
-        return (await self.bounds(topic, partition))[1]
+    """A reader that picks or searches records."""
 
     async def search(
         self,

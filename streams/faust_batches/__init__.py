@@ -69,6 +69,7 @@ from streams.faust_batches.consumer import BatchConsumer
 from streams.faust_batches.errors import (
     BatchStuckError,
     ChangelogMissingError,
+    ChangelogOverlapError,
     PartitionCountError,
     PartitionNotOwnedError,
     RestoreStalledError,
@@ -91,6 +92,7 @@ __all__ = [
     "BatchStuckError",
     "BatchTransport",
     "ChangelogMissingError",
+    "ChangelogOverlapError",
     "CheckpointTable",
     "PartitionCountError",
     "PartitionNotOwnedError",

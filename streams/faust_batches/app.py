@@ -167,12 +167,15 @@ class BatchApp(faust.App):
         self._stop_requested.set()
 
     def fatal(self, exc: BaseException) -> NoReturn:
-        """Log the exception and end the process at once, with nothing acknowledged."""
+        """Log the exception and end the process at once, with nothing acknowledged.
+
+        The code is the exception's ``exit_code``, if it has one.
+        """
         logger.critical("Ending the process: %r", exc, exc_info=exc)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_CODE)
+        os._exit(getattr(exc, "exit_code", EXIT_CODE))
 
     def owns(self, topic: str, partition: int) -> bool:
         """Return whether records of this partition may be worked on."""

@@ -26,6 +26,15 @@ class PartitionNotOwnedError(TransportError):
         self.partition = partition
 
 
+class ChangelogOverlapError(TransportError):
+    """Another worker has written to a changelog that this one believed to own."""
+
+    def __init__(self, topic: str, partition: int, expected: int, found: int) -> None:
+        super().__init__(
+            f"{topic}/{partition}: wrote at {found}, expected {expected}: another worker writes too"
+        )
+
+
 class ValueTooLargeError(TransportError):
     """A table value would not fit into one Kafka record; nothing was written."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -144,29 +145,48 @@ class BatchRecovery(Recovery):
         if not partitions:
             return
         consumer = self.app.consumer
-        begun = read_at = monotonic()
-        ends = {ensure_TP(k): v for k, v in (await consumer.highwaters(*partitions)).items()}
-        starts = await consumer.earliest_offsets(*partitions)
-        await consumer.seek_wait(starts)
-        count = 0
-        missing = frozenset(tp for tp in partitions if starts[tp] < ends[tp])
-        while missing:
-            records, positions = await consumer.read_changelogs(missing)
-            for tp, found in records.items():
-                count += len(found)
-                await self._apply(ensure_TP(tp), found)
-            missing = frozenset(tp for tp in missing if positions[tp] < ends[tp])
-            if records:
-                read_at = monotonic()
-            elif missing and monotonic() - read_at > STALLED_S:
-                raise RestoreStalledError([f"{t}/{p}" for t, p in missing], STALLED_S)
-        self.restored_records, self.restored_s = count, monotonic() - begun
+        begun = monotonic()
+        positions = {ensure_TP(k): v for k, v in
+                     (await consumer.earliest_offsets(*partitions)).items()}  # fmt: skip
+        await consumer.seek_wait(positions)
+        count, positions = await self._read_up(positions)
+        ours = [
+            (table, tp.partition, tp)
+            for table in self.tables.values() if isinstance(table, CheckpointTable)
+            for tp in partitions if tp.topic == table.changelog_topic_name
+        ]  # fmt: skip
+        await asyncio.gather(*(table.begin_reign(number) for table, number, _ in ours))
+        # What a former owner wrote meanwhile lies before our reign, and counts.
+        more, positions = await self._read_up(positions)
+        await asyncio.gather(
+            *(table.uncover(number, next_offset=positions[tp]) for table, number, tp in ours)
+        )
+        self.restored_records, self.restored_s = count + more, monotonic() - begun
         logger.info(
             "Restored %s changelog records of %s partitions in %.2f s",
             count,
             len(partitions),
             self.restored_s,
         )
+
+    async def _read_up(self, positions: Mapping[TP, int]) -> tuple[int, dict[TP, int]]:
+        """Apply the changelogs from these positions to their ends; return how many records."""
+        consumer, count, read_at = self.app.consumer, 0, monotonic()
+        at = dict(positions)
+        ends = {ensure_TP(k): v for k, v in (await consumer.highwaters(*at)).items()}
+        missing = frozenset(tp for tp in at if at[tp] < ends[tp])
+        while missing:
+            records, read = await consumer.read_changelogs(missing)
+            for tp, found in records.items():
+                count += len(found)
+                await self._apply(ensure_TP(tp), found)
+            at.update({ensure_TP(tp): position for tp, position in read.items()})
+            missing = frozenset(tp for tp in missing if at[tp] < ends[tp])
+            if records:
+                read_at = monotonic()
+            elif missing and monotonic() - read_at > STALLED_S:
+                raise RestoreStalledError([f"{t}/{p}" for t, p in missing], STALLED_S)
+        return count, at
 
     async def _apply(self, tp: TP, records: list[Any]) -> None:
         table = self.tables._changelogs[tp.topic]

@@ -1,4 +1,12 @@
-"""A table of checkpoints: raw values, written many at a time, each to a partition that is named."""
+"""A table of checkpoints: raw values, written many at a time, each to a partition that is named.
+
+A worker that was asleep may still write to a changelog that another one has taken over. Two
+things keep that from doing harm. Who takes a partition over writes a *reign* record, and reads all
+that lies before it; its offset numbers the reign, and every value carries the number of its
+writer's reign. A value of an older reign that lies after a newer reign's record is not restored.
+And an owner knows at which offset its next value must come to lie: if it lies elsewhere, somebody
+else has written, and the owner ends and takes the partition over anew.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +17,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import faust
 
-from streams.faust_batches.errors import PartitionNotOwnedError, ValueTooLargeError
+from streams.faust_batches.errors import (
+    ChangelogOverlapError,
+    PartitionNotOwnedError,
+    ValueTooLargeError,
+)
 
 if TYPE_CHECKING:
     from streams.faust_batches.app import BatchApp
 
 VALUE_BYTES_MAX = 900_000
 """Key and value together; a record over 1 MB would be refused by the broker for ever."""
+
+REIGN_KEY = b"\0reign"
+"""Key of the record with which a worker begins to write to a changelog's partition."""
+REIGN_HEADER = "reign"
+NO_REIGN = -1
+"""Of values without a header: by a version that wrote none."""
 
 CHANGELOG_CONFIG = {
     "min.cleanable.dirty.ratio": "0.1",
@@ -44,10 +62,22 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         )
         self._values: dict[int, dict[bytes, bytes]] = {}
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reigns: dict[int, int] = {}
+        self._next: dict[int, int] = {}
+        self._late: dict[int, dict[bytes, bytes]] = {}
+        self._covered: dict[int, set[bytes]] = {}
 
     def values(self, partition: int) -> dict[bytes, bytes]:  # type: ignore[override]
         """Return a copy of the partition's values; :class:`PartitionNotOwnedError` if not ours."""
         return dict(self._owned(partition))
+
+    def late_values(self, partition: int) -> dict[bytes, bytes]:
+        """Return values that a replaced worker wrote too late, where no better one is left.
+
+        Compaction has taken the one that was valid. They were valid once: of what the worker
+        that has just taken the partition over must redo, they miss more.
+        """
+        return dict(self._late.get(partition, {}))
 
     async def put(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
         """Write values (None deletes) and return when all are durable; may be repeated.
@@ -61,6 +91,8 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             If a value is over :data:`VALUE_BYTES_MAX`; nothing was written.
         PartitionNotOwnedError
             If the partition is not, or no longer, ours; its new owner has restored it.
+        ChangelogOverlapError
+            If another worker has written to the changelog: end, and take over anew.
         """
         for key, value in values.items():
             size = len(key) + len(value or b"")
@@ -74,15 +106,25 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             current = self._owned(partition)
             if not await self.app.consumer.confirm_membership():
                 raise PartitionNotOwnedError(self.name, partition)
-            topic, producer = self.changelog_topic_name, self.app.producer
-            sent = [
-                await producer.send(topic, key, value, partition, None, None)
-                for key, value in values.items()
-            ]
-            for answer in await asyncio.gather(*sent, return_exceptions=True):
-                if isinstance(answer, BaseException):
-                    raise answer
+            await self._append(partition, values)
             _update(current, values.items())
+
+    async def _append(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
+        """Append values under our reign, where they are expected to lie."""
+        topic, producer = self.changelog_topic_name, self.app.producer
+        headers = [(REIGN_HEADER, b"%d" % self._reigns.get(partition, NO_REIGN))]
+        sent = [
+            await producer.send(topic, key, value, partition, None, headers)
+            for key, value in values.items()
+        ]
+        answers = await asyncio.gather(*sent, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            expected = self._next.get(partition, answer.offset)
+            if answer.offset != expected:
+                raise ChangelogOverlapError(topic, partition, expected, answer.offset)
+            self._next[partition] = answer.offset + 1
 
     def _owned(self, partition: int) -> dict[bytes, bytes]:
         try:
@@ -93,17 +135,54 @@ class CheckpointTable(faust.Table[bytes, bytes]):
     def open_partitions(self, partitions: set[int]) -> None:
         """Begin to hold these partitions, empty, and no others."""
         self._values = {partition: {} for partition in partitions}
+        self._reigns = dict.fromkeys(partitions, NO_REIGN)
+        self._next = {}
+        self._late = {partition: {} for partition in partitions}
+        self._covered = {partition: set() for partition in partitions}
 
     def restore(self, partition: int, records: Iterable[Any]) -> None:
-        """Apply changelog records, in their order."""
-        _update(self._values[partition], ((record.key, record.value) for record in records))
+        """Apply changelog records, in their order, except those that were written too late."""
+        values, late = self._values[partition], self._late[partition]
+        for record in records:
+            if record.key == REIGN_KEY:
+                self._reigns[partition] = record.offset
+                continue
+            reign = _reign_of(record)
+            if reign >= self._reigns[partition]:
+                self._reigns[partition] = reign
+                _update(values, [(record.key, record.value)])
+                late.pop(record.key, None)
+                self._covered[partition].discard(record.key)
+            elif record.key in values:
+                self._covered[partition].add(record.key)
+            elif record.value is not None:
+                late[record.key] = record.value
+
+    async def begin_reign(self, partition: int) -> None:
+        """Append the record after which no former owner's value counts any more."""
+        topic = self.changelog_topic_name
+        sent = await self.app.producer.send(topic, REIGN_KEY, b"", partition, None, None)
+        await sent
+
+    async def uncover(self, partition: int, *, next_offset: int) -> None:
+        """Write those values again that others came to lie over; ``next_offset`` is the end."""
+        self._next[partition] = next_offset
+        values = self._values[partition]
+        await self._append(partition, {key: values[key] for key in self._covered[partition]})
+        self._covered[partition].clear()
 
     def close_partitions(self) -> None:
         """Drop all values, because the partitions were given up."""
         self._values = {}
+        self._late = {}
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise TypeError(f"write to table {self.name!r} with put()")
+
+
+def _reign_of(record: Any) -> int:
+    found = dict(record.headers or ()).get(REIGN_HEADER)
+    return NO_REIGN if found is None else int(found)
 
 
 def _update(target: dict[bytes, bytes], changes: Iterable[tuple[bytes, bytes | None]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg import Cursor
@@ -16,16 +16,18 @@ CASES_MAX = 8_192
 _DECISIONS = """
 SELECT decision_offset, decision_id, request_id, budget, arm, price_version, price_input,
        price_output, price_cached, reserved_nanousd, decided_ms, expires_ms, fingerprint
-FROM decisions WHERE partition = %s AND decision_id = ANY(%s)
+FROM decisions WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
 """
 _OUTCOMES = """
 SELECT outcome_offset, request_id, decision_id, named_decision_id, at_ms, clock_ms, prompt_tokens,
        completion_tokens, cached_tokens, billed_nanousd, reward
-FROM outcomes WHERE partition = %s AND decision_id = ANY(%s) ORDER BY outcome_offset
+FROM outcomes WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
+ORDER BY outcome_offset
 """
 _STAGES = """
 SELECT decision_id, kind FROM transfers
-WHERE partition = %s AND decision_id = ANY(%s) AND kind IN ('reserve', 'expire', 'settle')
+WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
+    AND kind IN ('reserve', 'expire', 'settle')
 ORDER BY line
 """
 _STAGE_AFTER: dict[str, Stage] = {
@@ -64,15 +66,47 @@ class Cases:
         case = self._known[decision.decision_id] = Case(decision=decision)
         return case
 
-    def load(self, cursor: Cursor[Any], decision_ids: Iterable[str]) -> dict[str, list[Reported]]:
-        """Read what is not in memory; return the outcomes of requests that have no decision."""
-        wanted = [i for i in dict.fromkeys(decision_ids) if i not in self._known]
-        if not wanted:
-            return {}
-        cursor.execute(_DECISIONS, [self._partition, wanted])
-        found = {row[1]: Case(decision=_decision(row)) for row in cursor}
-        cursor.execute(_OUTCOMES, [self._partition, wanted])
+    def load(
+        self,
+        cursor: Cursor[Any],
+        touched: Sequence[str],
+        decided: Sequence[str] = (),
+        *,
+        careful: bool = True,
+    ) -> dict[str, list[Reported]]:
+        """Read what is not in memory; return the outcomes that wait for their decision.
+
+        Requests of ``decided`` are about to be decided. Unless ``careful`` is set, those that are
+        not in memory are taken for new.
+        """
+        known = self._known
+        wanted = dict.fromkeys(i for i in decided if i not in known)
+        if careful:
+            wanted |= dict.fromkeys(i for i in touched if i not in known)
+            found = self._decided(cursor, wanted)
+        else:
+            old = [i for i in touched if i not in known and i not in wanted]
+            found = self._decided(cursor, dict.fromkeys(old)) if old else {}
+        waiting = self._outcomes(cursor, [*wanted, *(i for i in found if i not in wanted)], found)
+        if found:
+            cursor.execute(_STAGES, [self._partition, ",".join(found)])
+            for decision_id, kind in cursor:
+                found[decision_id].stage = _STAGE_AFTER[kind]
+            known.update(found)
+        return waiting
+
+    def _decided(self, cursor: Cursor[Any], wanted: Iterable[str]) -> dict[str, Case]:
+        cursor.execute(_DECISIONS, [self._partition, ",".join(wanted)])
+        return {row[1]: Case(decision=_decision(row)) for row in cursor}
+
+    def _outcomes(
+        self, cursor: Cursor[Any], wanted: Sequence[str], found: Mapping[str, Case]
+    ) -> dict[str, list[Reported]]:
+        """Let outcomes count for their cases; return those of requests that have none."""
         waiting: dict[str, list[Reported]] = {}
+        if not wanted:
+            return waiting
+        cursor.execute(_OUTCOMES, [self._partition, ",".join(wanted)])
         for row in cursor:
             outcome = _outcome(row)
             case = found.get(outcome.decision_id)
@@ -80,11 +114,6 @@ class Cases:
                 waiting.setdefault(outcome.decision_id, []).append(outcome)
             else:
                 case.take(outcome)
-        if found:
-            cursor.execute(_STAGES, [self._partition, list(found)])
-            for decision_id, kind in cursor:
-                found[decision_id].stage = _STAGE_AFTER[kind]
-            self._known.update(found)
         return waiting
 
 

@@ -59,12 +59,17 @@ def corrupt_constraint(error: Exception) -> str | None:
     """Return the constraint that no record can break, only rows that were not booked by a sink.
 
     The cursor sees to it that a line, an offset and a request's kind are written once. Only a
-    decision may be there before: another partition booked it when the topics had another count.
+    decision may be there before: as the first of several, or because another partition booked it
+    when the topics had another count.
     """
-    if not isinstance(error, psycopg.errors.UniqueViolation):
+    if not isinstance(error, psycopg.errors.UniqueViolation) or is_copy(error):
         return None
-    name = error.diag.constraint_name
-    return None if name == "pk_decisions" else name
+    return error.diag.constraint_name
+
+
+def is_copy(error: psycopg.errors.UniqueViolation) -> bool:
+    """Return whether what was refused is a decision that is booked already."""
+    return error.diag.constraint_name == "pk_decisions"
 
 
 def describe(error: Exception) -> str:

@@ -8,6 +8,7 @@ records in the order of their offsets, decision first, always gives the same boo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from policy.acceptance import is_accepted, is_expired, split_cost
@@ -114,7 +115,11 @@ class Case:
         :meth:`due` afterwards.
         """
         refusal = self._refusal(outcome)
-        copies = []
+        copies: list[Copy] = []
+        if not (refusal or self.usage or self.reward):
+            self.usage = outcome if outcome.has_usage else None
+            self.reward = outcome if outcome.reward is not None else None
+            return copies
         for part in _PARTS:
             content = outcome.content(part)
             if content is None:
@@ -173,9 +178,14 @@ ACCOUNTS = {
 }
 
 
-def _posting(kind: str, amount_nanousd: int, decision: Booked, usage: Reported | None) -> Posting:
+@lru_cache(maxsize=16_384)
+def _accounts(kind: str, budget: str) -> tuple[str, str]:
     debit, credit = ACCOUNTS[kind]
-    debit, credit = f"{debit}:{decision.budget}", f"{credit}:{decision.budget}"
+    return f"{debit}:{budget}", f"{credit}:{budget}"
+
+
+def _posting(kind: str, amount_nanousd: int, decision: Booked, usage: Reported | None) -> Posting:
+    debit, credit = _accounts(kind, decision.budget)
     if usage is not None:
         return Posting(kind, debit, credit, amount_nanousd, usage.at_ms, "outcome", usage.offset)
     # An expiry's place is the decision's: which record moved the clock past it is a matter of

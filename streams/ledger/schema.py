@@ -22,8 +22,8 @@ expire and adjust, because the row is also the mark that it happened; not for re
 
 A request is its ``decision_id``, the hash of budget root and request id: roots that share a
 partition may use the same request id. It has each kind at most once. Rows of a partition are
-numbered without gaps in ``line``, in the order in which they were booked: the order that a hash
-chain over the rows will follow.
+numbered without gaps in ``line``, in the order in which they were booked. Every write adds a row
+to ``links``: the chain of hashes over the journals (:mod:`streams.ledger.chain`).
 """
 
 from __future__ import annotations
@@ -181,7 +181,26 @@ transfers = Table(
     CheckConstraint("debit_account <> credit_account", name="accounts"),
     CheckConstraint("kind IN ({})".format(", ".join(f"'{kind}'" for kind in KINDS)), name="kind"),
 )
-"""The journal; triggers refuse UPDATE, DELETE and TRUNCATE. The source's partition is the row's."""
+"""The journal; triggers refuse UPDATE, DELETE and TRUNCATE, as they do for decisions, outcomes and
+links. The source's partition is the row's."""
+
+links = Table(
+    "links",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("link", BigInteger, primary_key=True, autoincrement=False),
+    _int8("epoch"),
+    _int8("next_decision"),
+    _int8("next_outcome"),
+    _int8("next_line"),
+    # That of the transfers of the link, too: the time at which its transaction began.
+    Column("booked_at", DateTime(timezone=True), nullable=False),
+    Column("decisions_sha256", LargeBinary, nullable=False),
+    Column("outcomes_sha256", LargeBinary, nullable=False),
+    Column("transfers_sha256", LargeBinary, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+)
+"""The chain over the rows of the three journals; triggers refuse what would change it."""
 
 dead_letters = Table(
     "dead_letters",

@@ -8,7 +8,9 @@ from typing import Any
 from psycopg import Cursor
 
 from streams.ledger import rows
+from streams.ledger.chain import Link
 from streams.ledger.fold import Case, Copy, Reported
+from streams.ledger.journal import Journal
 from streams.ledger.reading import (
     booked,
     check_partition,
@@ -18,7 +20,7 @@ from streams.ledger.reading import (
     request_of,
     root_of,
 )
-from streams.ledger.rows import Raw, Row, Target
+from streams.ledger.rows import Raw, Row
 from streams.ledger.unit import Batch, Counts, Unit
 from streams.records import BadRecordError, Decision, Outcome
 
@@ -31,11 +33,14 @@ FROM (VALUES (%s, %s::bigint, %s::bigint, %s::bigint), (%s, %s, %s, %s))
     AS target (topic, expected, next_offset, holes)
 WHERE cursors.topic = target.topic AND partition = %s AND epoch = %s
     AND cursors.next_offset = target.expected
-RETURNING cursors.topic, clock_ms, swept_ms, next_line
+RETURNING cursors.topic, clock_ms, swept_ms, next_line, now()
 """
 _FINISH = """
-UPDATE cursors SET clock_ms = %s, swept_ms = %s, next_line = %s, duplicates = duplicates + %s
-WHERE topic = %s AND partition = %s
+UPDATE cursors SET clock_ms = target.clock_ms, swept_ms = target.swept_ms,
+    next_line = target.next_line, duplicates = duplicates + target.copies
+FROM (VALUES (%s, 0::bigint, 0::bigint, %s::bigint, %s::bigint), (%s, %s, %s, 0, %s))
+    AS target (topic, clock_ms, swept_ms, next_line, copies)
+WHERE cursors.topic = target.topic AND partition = %s
 """
 _SWEEP_END = """
 SELECT expires_ms FROM decisions
@@ -63,11 +68,14 @@ class Transaction:
         self._topics = {"decision": decisions, "outcome": outcomes}
         self._duplicates = {"decision": 0, "outcome": 0}
         self._clock_ms = self._swept_ms = self._line = 0
-        self._decisions: list[Row] = []
-        self._outcomes: list[Row] = []
-        self._transfers: list[Row] = []
-        self._dead_letters: list[Row] = []
-        self._conflicts: list[Row] = []
+        self._nexts = (unit.next_decision, unit.next_outcome)
+        self._booked_at = unit.link.booked_at
+        self._journal = Journal(cursor, unit.link, epoch=unit.epoch)
+
+    @property
+    def link(self) -> Link:
+        """The partition's last link."""
+        return self._journal.last
 
     def move(self, batch: Batch) -> bool:
         """Move the cursors past the batch; False if they are not where this writer left them.
@@ -75,7 +83,7 @@ class Transaction:
         It comes first: the row locks hold up any other writer until this one has ended.
         """
         unit = self._unit
-        next_decision, next_outcome = batch.ends(unit)
+        self._nexts = next_decision, next_outcome = batch.ends(unit)
         arguments = (
             *(self._topics["decision"], unit.next_decision, next_decision),
             next_decision - unit.next_decision - len(batch.decisions),
@@ -83,31 +91,39 @@ class Transaction:
             next_outcome - unit.next_outcome - len(batch.outcomes),
         )
         self._cursor.execute(_MOVE, [*arguments, unit.partition, unit.epoch])
-        found = {topic: (clock, swept, line) for topic, clock, swept, line in self._cursor}
+        found = {topic: row for topic, *row in self._cursor}
         if len(found) != 2:
             return False
-        self._clock_ms, self._swept_ms, _ = found[self._topics["outcome"]]
-        self._line = found[self._topics["decision"]][2]
+        self._clock_ms, self._swept_ms, *_ = found[self._topics["outcome"]]
+        *_, self._line, self._booked_at = found[self._topics["decision"]]
         return True
 
-    def book(self, batch: Batch, *, refused: BadRecordError | None = None) -> None:
-        """Write all that follows from the batch; ``refused`` makes dead letters of its records."""
+    def book(
+        self, batch: Batch, *, careful: bool = True, refused: BadRecordError | None = None
+    ) -> None:
+        """Write all that follows from the batch; ``refused`` makes dead letters of its records.
+
+        Not ``careful``, it takes decisions that are not in memory for new ones: that they are
+        almost always, and where not, their primary key refuses the transaction.
+        """
         decisions = self._read_decisions(batch.decisions, refused)
         outcomes = self._read_outcomes(batch.outcomes, refused)
         cases = self._unit.cases
-        touched = [decision.decision_id for _, decision, _ in decisions]
-        touched += [facts.decision_id for _, facts in outcomes]
-        waiting = cases.load(self._cursor, touched)
+        decided = [decision.decision_id for _, decision, _ in decisions]
+        touched = [facts.decision_id for _, facts in outcomes]
+        waiting = cases.load(self._cursor, touched, decided, careful=careful)
         for raw, decision, mark in decisions:
             self._decide(raw, decision, mark, waiting.pop(decision.decision_id, []))
         for outcome, facts in outcomes:
-            self._outcomes.append(rows.outcome_row(self._unit.partition, outcome, facts))
+            self._journal.outcomes.append(rows.outcome_row(self._unit.partition, outcome, facts))
             case = cases.get(facts.decision_id)
             if case is not None:
                 self._note(facts, case.take(facts))
                 self._post(case)
-        self.counts.records += len(batch.decisions) + len(batch.outcomes)
-        self._write()
+        records = len(batch.decisions) + len(batch.outcomes)
+        self.counts.records += records
+        if records:
+            self._write()
 
     def sweep(self) -> None:
         """Book what has expired by the partition's clock; a bounded part of it at a time."""
@@ -126,23 +142,21 @@ class Transaction:
             case = self._unit.cases.get(decision_id)
             assert case is not None
             self._post(case)
-        self._write()
+        if lapsed:
+            self._write()
 
     def finish(self) -> bool:
         """Note clock, lines and copies in the cursors; return whether expiry is still behind."""
-        for cause, topic in self._topics.items():
-            is_decision = cause == "decision"
-            self._cursor.execute(
-                _FINISH,
-                [
-                    0 if is_decision else self._clock_ms,
-                    0 if is_decision else self._swept_ms,
-                    self._line if is_decision else 0,
-                    self._duplicates[cause],
-                    topic,
-                    self._unit.partition,
-                ],
-            )
+        copies = self._duplicates
+        self._cursor.execute(
+            _FINISH,
+            [
+                *(self._topics["decision"], self._line, copies["decision"]),
+                *(self._topics["outcome"], self._clock_ms, self._swept_ms, copies["outcome"]),
+                self._unit.partition,
+            ],
+        )
+        self._journal.close()
         self.counts.flushes += 1
         self.counts.duplicates += sum(self._duplicates.values())
         return self._swept_ms < self._clock_ms
@@ -192,13 +206,15 @@ class Transaction:
 
     def _bury(self, cause: str, raw: Raw, error: BadRecordError) -> None:
         topic = self._topics[cause]
-        self._dead_letters.append(rows.dead_letter_row(topic, self._unit.partition, raw, error))
+        letter = rows.dead_letter_row(topic, self._unit.partition, raw, error)
+        self._journal.dead_letters.append(letter)
 
     def _decide(self, raw: Raw, decision: Decision, mark: bytes, waiting: list[Reported]) -> None:
         known = self._unit.cases.get(decision.decision_id)
         if known is None:
             partition = self._unit.partition
-            self._decisions.append(rows.decision_row(partition, raw.offset, decision, mark))
+            row = rows.decision_row(partition, raw.offset, decision, mark)
+            self._journal.decisions.append(row)
             case = self._unit.cases.open(booked(decision, mark, offset=raw.offset))
             for facts in waiting:
                 self._note(facts, case.take(facts))
@@ -224,11 +240,12 @@ class Transaction:
             )
 
     def _contradict(self, cause: str, place: Row, why: Row) -> None:
-        self._conflicts.append((self._topics[cause], self._unit.partition, *place, *why))
+        row = (self._topics[cause], self._unit.partition, *place, *why)
+        self._journal.conflicts.append(row)
 
     def _post(self, case: Case) -> None:
         for posting in case.due(self._swept_ms):
-            self._transfers.append(
+            self._journal.transfers.append(
                 rows.transfer_row(
                     self._unit.partition,
                     self._line,
@@ -241,25 +258,13 @@ class Transaction:
             self._line += 1
 
     def _write(self) -> None:
-        self.counts.transfers += len(self._transfers)
-        self.counts.dead_letters += len(self._dead_letters)
-        self.counts.conflicts += len(self._conflicts)
-        self._copy(rows.DECISIONS, self._decisions)
-        self._copy(rows.OUTCOMES, self._outcomes)
-        self._copy(rows.TRANSFERS, self._transfers)
-        self._copy(rows.DEAD_LETTERS, self._dead_letters)
-        self._copy(rows.CONFLICTS, self._conflicts)
-
-    def _copy(self, target: Target, content: list[Row]) -> None:
-        """Write the rows and forget them.
-
-        Plain COPY, not by way of a temporary table and ON CONFLICT: which records are copies is
-        known by now, and a unique constraint that is broken nevertheless must not pass in silence.
-        """
-        if not content:
-            return
-        with self._cursor.copy(target.statement) as copy:
-            copy.set_types(target.types)
-            for row in content:
-                copy.write_row(row)
-        content.clear()
+        journal, (next_decision, next_outcome) = self._journal, self._nexts
+        self.counts.transfers += len(journal.transfers)
+        self.counts.dead_letters += len(journal.dead_letters)
+        self.counts.conflicts += len(journal.conflicts)
+        journal.write(
+            next_decision=next_decision,
+            next_outcome=next_outcome,
+            next_line=self._line,
+            booked_at=self._booked_at,
+        )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streams.ledger.cases import Cases
+from streams.ledger.chain import Link
 from streams.ledger.rows import Raw
 
 
@@ -22,6 +23,8 @@ class Unit:
     next_decision: int
     next_outcome: int
     cases: Cases
+    link: Link
+    """The last link of the partition's chain that is known to be committed."""
     behind: bool = True
     """Whether reservations may have expired that are not booked as expired yet."""
 

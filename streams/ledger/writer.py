@@ -15,8 +15,16 @@ from typing import Any
 import psycopg
 
 from streams.ledger.cases import Cases
-from streams.ledger.database import connect_sink, corrupt_constraint, describe, is_refusal
+from streams.ledger.chain import NOTHING, ORIGIN, Link, seal
+from streams.ledger.database import (
+    connect_sink,
+    corrupt_constraint,
+    describe,
+    is_copy,
+    is_refusal,
+)
 from streams.ledger.errors import LedgerCorruptError, LedgerFencedError
+from streams.ledger.journal import insert_link
 from streams.ledger.transaction import Transaction
 from streams.ledger.unit import Batch, Counts, Unit
 from streams.records import BadRecordError
@@ -27,6 +35,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _READ = "SELECT topic, epoch, next_offset FROM cursors WHERE topic = ANY(%s) AND partition = %s"
 _LOCK = f"{_READ} ORDER BY topic FOR UPDATE"
+_LAST_LINK = """
+SELECT partition, link, epoch, next_decision, next_outcome, next_line, booked_at,
+    decisions_sha256, outcomes_sha256, transfers_sha256, sha256
+FROM links WHERE partition = %s ORDER BY link DESC LIMIT 1
+"""
+_OPENING = "SELECT next_line, now() FROM cursors WHERE topic = %s AND partition = %s"
 
 
 class LedgerWriter:
@@ -76,14 +90,33 @@ class LedgerWriter:
                 "WHERE topic = ANY(%s) AND partition = %s",
                 [epoch, topics, partition],
             )
+            nexts = (found[self._decisions][1], found[self._outcomes][1])
+            link = self._last_link(cursor, partition)
+            if link is None:
+                link = self._open_chain(cursor, partition, epoch, nexts)
         return Unit(
             partition=partition,
             partitions=partitions,
             epoch=epoch,
-            next_decision=found[self._decisions][1],
-            next_outcome=found[self._outcomes][1],
+            next_decision=nexts[0],
+            next_outcome=nexts[1],
             cases=Cases(partition),
+            link=link,
         )
+
+    def _last_link(self, cursor: psycopg.Cursor[Any], partition: int) -> Link | None:
+        row = cursor.execute(_LAST_LINK, [partition]).fetchone()
+        return None if row is None else Link._make(row)
+
+    def _open_chain(
+        self, cursor: psycopg.Cursor[Any], partition: int, epoch: int, nexts: tuple[int, int]
+    ) -> Link:
+        row = cursor.execute(_OPENING, [self._decisions, partition]).fetchone()
+        assert row is not None
+        digests = (NOTHING, NOTHING, NOTHING, b"")
+        link = seal(ORIGIN, Link(partition, 0, epoch, *nexts, row[0], row[1], *digests))
+        insert_link(cursor, link)
+        return link
 
     def halt(self, unit: Unit, reason: str) -> None:
         """Note in the cursors why the unit stands still, unless another has it by now."""
@@ -109,7 +142,13 @@ class LedgerWriter:
             If the database fails; what was written by then is durable or it is not.
         """
         try:
-            self._attempt(unit, batch, sweep=True)
+            try:
+                self._attempt(unit, batch, careful=False)
+            except psycopg.errors.UniqueViolation as error:
+                if not is_copy(error):
+                    raise
+                self._forget(unit)
+                self._attempt(unit, batch)
         except Exception as error:
             self._forget(unit)
             constraint = corrupt_constraint(error)
@@ -121,7 +160,13 @@ class LedgerWriter:
             self._unroll(unit, batch)
 
     def _attempt(
-        self, unit: Unit, batch: Batch, *, sweep: bool, refused: BadRecordError | None = None
+        self,
+        unit: Unit,
+        batch: Batch,
+        *,
+        sweep: bool = True,
+        careful: bool = True,
+        refused: BadRecordError | None = None,
     ) -> None:
         moved = behind = False
         with self.connection.transaction() as attempt, self.connection.cursor() as cursor:
@@ -132,7 +177,7 @@ class LedgerWriter:
             if not moved:
                 # One of the two cursors may have been moved.
                 raise psycopg.Rollback(attempt)
-            transaction.book(batch, refused=refused)
+            transaction.book(batch, careful=careful, refused=refused)
             if sweep:
                 transaction.sweep()
             behind = transaction.finish()
@@ -140,6 +185,7 @@ class LedgerWriter:
             self._resolve(unit, batch)
             return
         unit.next_decision, unit.next_outcome = batch.ends(unit)
+        unit.link = transaction.link
         unit.behind = behind
         unit.cases.trim()
         self.counts.add(transaction.counts)
@@ -149,6 +195,7 @@ class LedgerWriter:
         with self.connection.cursor() as cursor:
             cursor.execute(_READ, [[self._decisions, self._outcomes], unit.partition])
             found = {topic: (epoch, offset) for topic, epoch, offset in cursor}
+            link = self._last_link(cursor, unit.partition)
         nothing = (None, -1)
         epochs, nexts = zip(
             found.get(self._decisions, nothing), found.get(self._outcomes, nothing), strict=True
@@ -159,13 +206,14 @@ class LedgerWriter:
             for low, offset, high in zip(before, nexts, batch.ends(unit), strict=True)
         )
         # Cursors that went back belong to a database that was restored: as good as another's.
-        if epochs != (unit.epoch, unit.epoch) or not between:
+        if epochs != (unit.epoch, unit.epoch) or not between or link is None:
             self.counts.fenced += 1
             raise LedgerFencedError(unit.partition, mine=unit.epoch, found=epochs[0])
         log.info("partition %d: a commit without reply was durable", unit.partition)
         self.counts.in_doubt += 1
         unit.cases.clear()
         unit.next_decision, unit.next_outcome = nexts
+        unit.link = link
         unit.behind = True
 
     def _unroll(self, unit: Unit, batch: Batch) -> None:

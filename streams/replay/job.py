@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from policy.terms import Settings
 from streams.replay.data import Recorded
+from streams.replay.published import check_published, run_published
 from streams.replay.references import references
 from streams.replay.run import Setup, Trace, run
 from streams.replay.summary import summarise
@@ -18,7 +21,10 @@ FIRST_SEED = 3000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to replay: a stream, maybe something to learn before it, and the policies."""
+    """What to replay: a stream, maybe something to learn before it, and the policies.
+
+    ``published`` is the stream with the vectors of the published package, to run that beside.
+    """
 
     stream: Recorded
     prior: Recorded | None
@@ -27,6 +33,7 @@ class Job:
     scenario: Scenario
     seeds: int
     requests: int | None
+    published: Recorded | None = None
 
     def steps(self) -> int:
         """Return how many decisions will be made."""
@@ -55,6 +62,9 @@ def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
     DataError
         If the scenario or the prior does not go with the data.
     """
+    vectors = None if job.published is None else job.published.features.astype(np.float64)
+    if vectors is not None:
+        check_published(job.stream.models, vectors, job.setup)
     seeds = [FIRST_SEED + number for number in range(job.seeds)]
     ceiling = job.setup.ceiling_nanousd
     worlds = [
@@ -80,6 +90,9 @@ def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
             for world, seed in zip(worlds, seeds, strict=True)
         ]
         policies[name], first[name] = summary(traces), traces[0]
+    if vectors is not None:
+        for traces_of_seed, world, seed in zip(known, worlds, seeds, strict=True):
+            traces_of_seed["paretobandit"] = run_published(world, vectors, job.setup, seed=seed)
     return Result(
         policies=policies,
         references={name: summary([traces[name] for traces in known]) for name in known[0]},

@@ -1,0 +1,133 @@
+"""``tollway replay-log``: the decisions of a log, made anew and compared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from policy.catalog import Catalog
+from policy.state import Limits
+from streams.commands.common import config_of, fail, kafka_of
+from streams.commands.talking import Json, errors_told
+from streams.intake import Intake
+from streams.replay_log.run import Bound, PartitionReport, replay_log
+
+if TYPE_CHECKING:
+    from policy.lexical import LexicalEncoder
+
+SHOWN_MAX = 10
+"""Differences of a partition that are shown."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``replay-log``."""
+
+    @app.command(name="replay-log")
+    def replay_log_command(
+        ctx: typer.Context,
+        begin: Annotated[
+            str | None,
+            typer.Option("--from", help="First decision to compare: a time (ISO 8601, UTC without "
+                         "a zone) or an offset; the begin of the log without."),
+        ] = None,
+        end: Annotated[
+            str | None, typer.Option("--to", help="Where to end, likewise; the end without.")
+        ] = None,
+        partition: Annotated[
+            list[int] | None, typer.Option(help="Partitions, one an option; all without.")
+        ] = None,
+        as_json: Json = False,
+    ) -> None:  # fmt: skip
+        """Rebuild the state from the topics alone, decide anew, and compare byte for byte.
+
+        Exit code 1 if a decision came out otherwise, 2 if none did but some could not be decided
+        anew. TOLLWAY_DEFER_MS must be what it was for the workers.
+        """
+        kafka, config = kafka_of(ctx), config_of(ctx)
+        encoders = _Encoders()
+        with errors_told(kafka):
+            report = asyncio.run(
+                replay_log(
+                    kafka,
+                    begin=_bound(begin),
+                    end=_bound(end),
+                    partitions=partition,
+                    limits=Limits(
+                        reservation_ttl_ms=config.reservation_ttl_ms, defer_ms=config.defer_ms
+                    ),
+                    make_intake=encoders.intake,
+                    features=encoders.features,
+                )
+            )
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(differences_max=SHOWN_MAX)))
+        else:
+            for part in report.partitions:
+                typer.echo("\n".join(_lines(part)))
+        raise typer.Exit(1 if report.differs else 0 if report.complete else 2)
+
+
+class _Encoders:
+    """Makes features of prompts as the workers do; the library is only imported for prompts."""
+
+    def __init__(self) -> None:
+        self._encoder: LexicalEncoder | None = None
+
+    def intake(self, catalog: Catalog) -> Intake:
+        """Return the intake for one version of the catalog."""
+        if catalog.encoder == "none":
+            return Intake(catalog, None)
+        return Intake(catalog, self._lexical().encode)
+
+    def features(self, catalog: Catalog) -> str:
+        """Return the name of the features, as decisions carry it."""
+        return "given" if catalog.encoder == "none" else self._lexical().version
+
+    def _lexical(self) -> LexicalEncoder:
+        if self._encoder is None:
+            from policy.lexical import default_encoder
+
+            self._encoder = default_encoder()
+        return self._encoder
+
+
+def _bound(text: str | None) -> Bound:
+    if text is None:
+        return Bound()
+    if text.isdigit():
+        return Bound(offset=int(text))
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"{text!r} is neither an offset nor a time such as 2026-05-01T12:00:00")
+    zoned = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return Bound(at_ms=round(zoned.timestamp() * 1_000))
+
+
+def _lines(part: PartitionReport) -> list[str]:
+    different = len(part.differences)
+    lines = [
+        f"partition {part.partition}: decisions {part.begin}..{part.end}, "
+        f"{part.compared} compared, {part.equal} equal, {different} different"
+    ]
+    if part.overlapping:
+        lines.append(f"  {part.overlapping} by a worker that another one had replaced")
+    lines += [f"  {count} not compared: {reason}" for reason, count in part.unknown.items()]
+    for found in part.differences[:SHOWN_MAX]:
+        lines.append(f"  offset {found.offset}, request {found.request_id or '?'}: {found.reason}")
+        for name, (written, again) in found.fields.items():
+            lines.append(f"    {name}: written {written!r}, made anew {again!r}")
+    if different > SHOWN_MAX:
+        lines.append(f"  and {different - SHOWN_MAX} more")
+    if part.stopped:
+        lines.append(f"  stopped: {part.stopped}")
+    if part.state_sha256:
+        decisions, outcomes, _ = part.position
+        lines.append(
+            f"  state at decision {decisions}, outcome {outcomes}: sha256 {part.state_sha256}"
+        )
+    return lines

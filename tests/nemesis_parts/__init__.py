@@ -1,0 +1,1 @@
+"""The parts of the nemesis: load with its own log, faults, links, processes, and the checker."""

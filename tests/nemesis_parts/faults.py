@@ -1,0 +1,264 @@
+"""Does the faults to the cluster, many at a time, and measures how long each was felt."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+
+from streams.ledger.database import connection_string
+from streams.topics import DECISIONS
+from tests.nemesis_parts.cluster import Cluster, Slot
+from tests.nemesis_parts.links import Link, Trap, is_commit, is_produce
+from tests.nemesis_parts.load import Load
+from tests.nemesis_parts.plan import CALM, Fault, draw
+
+WORKERS_WANTED = (1, 4, 2, 3, 4, 2)
+QUIET_S = 12.0
+"""After so long without a decision no fault is done to workers or broker until there is one."""
+SLOW_S = 0.08
+SIGHT_S = 3.0
+"""How long to wait for the right moment."""
+ENDING_S = 15.0
+HEALING_S = 180.0
+POLL_S = 0.1
+FELT = {"worker_kill": "worker", "broker_kill": "broker", "postgres_crash": "postgres"}
+"""Kinds whose recovery is measured."""
+
+
+class Nemesis:
+    """Draws faults from a seed and does them.
+
+    ``measures`` says whether to wait for the recovery from each: of a system that loses nothing.
+    """
+
+    def __init__(self, cluster: Cluster, load: Load, seed: int, *, measures: bool = True) -> None:
+        self._cluster, self._load, self._measures = cluster, load, measures
+        self._faults = draw(seed)
+        self._families = {
+            "worker": self._worker,
+            "sink": self._sink,
+            "broker": self._kill_broker,
+            "postgres": self._crash_postgres,
+            "ledger": self._ledger,
+            "load": self._cut_load,
+        }
+        self._busy: set[object] = set()
+        self._running: set[asyncio.Task[None]] = set()
+        self._measuring: set[asyncio.Task[None]] = set()
+        self.done: Counter[str] = Counter()
+        self.recovery_s: dict[str, list[float]] = defaultdict(list)
+        self.cursors: dict[int, int] = {}
+
+    async def run(self, seconds: float) -> None:
+        """Do faults for so long; those under way then are brought to their end."""
+        watching = asyncio.create_task(self._watch_ledger())
+        deadline = time.monotonic() + seconds
+        try:
+            for fault in self._faults:
+                if self._is_stuck() and fault.kind not in CALM:
+                    continue
+                await asyncio.sleep(fault.gap_s)
+                if time.monotonic() >= deadline:
+                    break
+                self._load.check()
+                task = asyncio.create_task(self._do(fault))
+                self._running.add(task)
+                task.add_done_callback(self._ended)
+            self._load.sending = False
+            if self._running:
+                await asyncio.wait(self._running, timeout=ENDING_S)
+            # Commits that nobody makes any more are not waited for.
+            self._cluster.heal()
+            await asyncio.gather(*self._running)
+            await asyncio.wait_for(asyncio.gather(*self._measuring), HEALING_S)
+        finally:
+            tasks = [watching, *self._running, *self._measuring]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._running.discard(task)
+
+    def _is_stuck(self) -> bool:
+        return time.monotonic() - self._load.decided_at > QUIET_S
+
+    async def _do(self, fault: Fault) -> None:
+        began = time.strftime("%H:%M:%S")
+        if await self._families[fault.kind.partition("_")[0]](fault):
+            self.done[fault.kind] += 1
+            ended = time.strftime("%H:%M:%S")
+            with (self._cluster.folder / "faults.log").open("a") as log:
+                log.write(f"{began} to {ended} {fault.kind} {fault.choice:.3f}\n")
+
+    @contextmanager
+    def _alone(self, target: object) -> Iterator[bool]:
+        """Yield whether nobody else does something to the target just now."""
+        free = target not in self._busy
+        self._busy.add(target)
+        try:
+            yield free
+        finally:
+            if free:
+                self._busy.discard(target)
+
+    def _pick(self, kind: str, choice: float) -> Slot | None:
+        slots = [slot for slot in self._cluster.up(kind) if slot not in self._busy]
+        return slots[int(choice * len(slots))] if slots else None
+
+    # -- processes
+
+    async def _worker(self, fault: Fault) -> bool:
+        if fault.kind == "worker_scale":
+            return self._scale(fault)
+        return await self._process("worker", fault)
+
+    async def _sink(self, fault: Fault) -> bool:
+        return await self._process("sink", fault)
+
+    async def _process(self, kind: str, fault: Fault) -> bool:
+        slot = self._pick(kind, fault.choice)
+        if slot is None:
+            return False
+        what = fault.kind.removeprefix(f"{kind}_")
+        if what.startswith("link"):
+            return await self._link(slot.name, what, fault)
+        if what.startswith("produce"):
+            return await self._lose(slot.name, is_produce, what.endswith("reply_lost"))
+        with self._alone(slot):
+            if what == "kill":
+                slot.signal(signal.SIGKILL)
+                self._measure(fault.kind, time.monotonic())
+            else:
+                slot.signal(signal.SIGSTOP)
+                await asyncio.sleep(fault.length_s)
+                slot.signal(signal.SIGCONT)
+        return True
+
+    def _scale(self, fault: Fault) -> bool:
+        """Start or stop workers in good order, so that there are as many as were drawn."""
+        wanted = WORKERS_WANTED[int(fault.choice * len(WORKERS_WANTED))]
+        slots = [slot for slot in self._cluster.of("worker") if slot not in self._busy]
+        now = sum(slot.wanted for slot in self._cluster.of("worker"))
+        changed = [slot for slot in slots if slot.wanted != (wanted > now)][: abs(wanted - now)]
+        for slot in changed:
+            slot.want(wanted > now)
+        return bool(changed)
+
+    # -- servers
+
+    async def _kill_broker(self, fault: Fault) -> bool:
+        with self._alone(self._cluster.broker) as free:
+            if not free:
+                return False
+            began = time.monotonic()
+            await asyncio.to_thread(self._cluster.broker.kill)
+            await asyncio.sleep(fault.length_s)
+            await asyncio.to_thread(self._cluster.broker.start)
+            self._measure(fault.kind, began)
+        return True
+
+    async def _crash_postgres(self, fault: Fault) -> bool:
+        with self._alone(self._cluster.postgres) as free:
+            if not free:
+                return False
+            began = time.monotonic()
+            await asyncio.to_thread(self._cluster.postgres.stop, "immediate")
+            await asyncio.sleep(fault.length_s)
+            await asyncio.to_thread(self._cluster.postgres.start)
+            self._measure(fault.kind, began)
+        return True
+
+    # -- links
+
+    async def _cut_load(self, fault: Fault) -> bool:
+        return await self._link("load", "link_cut", fault)
+
+    async def _ledger(self, fault: Fault) -> bool:
+        what = fault.kind.removeprefix("ledger_")
+        if what.startswith("link"):
+            return await self._link("ledger", what, fault)
+        return await self._lose("ledger", is_commit, what.endswith("reply_lost"))
+
+    async def _lose(self, name: str, matches: Callable[[bytes], bool], reply: bool) -> bool:
+        """Lose the next commit of a ledger's client, or decisions of a worker, or the reply."""
+        link = self._cluster.links[name]
+        with self._alone((link, "trap")) as free:
+            if not free:
+                return False
+            trap = Trap(matches, "reply" if reply else "request")
+            link.set_trap(trap)
+            while link.has(trap):
+                await asyncio.sleep(POLL_S)
+            return trap.sprung.is_set()
+
+    async def _link(self, name: str, what: str, fault: Fault) -> bool:
+        link = self._cluster.links[name]
+        with self._alone(link) as free:
+            if not free:
+                return False
+            if what == "link_mute":
+                with link.held("down"):
+                    await asyncio.sleep(fault.length_s)
+                    link.cut()
+            elif what == "link_hold":
+                await self._hold(link, fault.length_s)
+            elif what == "link_slow":
+                with link.slow(SLOW_S):
+                    await asyncio.sleep(fault.length_s)
+            else:
+                link.cut()
+        return True
+
+    async def _hold(self, link: Link, length_s: float) -> None:
+        """Hold what a client sends, from when decisions are being sent: they arrive too late."""
+        trap = Trap(is_produce, "hold")
+        link.set_trap(trap)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(trap.sprung.wait(), SIGHT_S)
+        with link.held("up"):
+            await asyncio.sleep(length_s)
+
+    # -- recovery
+
+    def _measure(self, kind: str, began: float) -> None:
+        """Note when everything from before the fault has been dealt with."""
+        if kind not in FELT or not self._measures:
+            return
+        felt = FELT[kind]
+        done = self._booked() if felt == "postgres" else self._load.caught_up()
+        self._measuring.add(asyncio.create_task(self._await(felt, done, began)))
+
+    async def _await(self, felt: str, done: Callable[[], bool], began: float) -> None:
+        while not done():
+            await asyncio.sleep(POLL_S)
+        self.recovery_s[felt].append(time.monotonic() - began)
+
+    def _booked(self) -> Callable[[], bool]:
+        ends = dict(self._load.positions)
+        return lambda: all(self.cursors.get(p, 0) >= end for p, end in ends.items())
+
+    async def _watch_ledger(self) -> None:
+        """Keep up to date how far the decisions are booked; past the links, not through them."""
+        url = connection_string(self._cluster.database_url)
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    url, autocommit=True, connect_timeout=2
+                ) as connection:
+                    while True:
+                        rows = await connection.execute(
+                            "SELECT partition, next_offset FROM cursors WHERE topic = %s",
+                            [DECISIONS],
+                        )
+                        self.cursors = dict(await rows.fetchall())
+                        await asyncio.sleep(2 * POLL_S)
+            except psycopg.Error:
+                await asyncio.sleep(2 * POLL_S)
