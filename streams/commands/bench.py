@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command()(pipeline)
     group.command()(latency)
     group.command()(growth)
+    group.command()(recovery)
 
 
 def core(
@@ -142,6 +143,29 @@ def growth(
     from streams.bench import growth as bench
 
     result = bench.measure(requests=requests, rounds=rounds, say=_say)
+    _tell(result, bench.show, as_json=as_json)
+
+
+def recovery(
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Open reservations and budgets; repeatable.")
+    ] = None,
+    rate: Annotated[int, typer.Option(min=1, help="Requests/s that go on to come.")] = 500,
+    rounds: Rounds = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds without decisions after kill -9, beside an echo in a consumer group."""
+    from streams.bench import recovery as bench
+
+    found = {
+        number: _with_kafka(
+            lambda kafka, home, _, size=number: bench.measure(  # type: ignore[misc]
+                kafka, home, size=size, rate=rate, rounds=rounds, say=_say
+            )
+        )
+        for number in size or bench.SIZES
+    }
+    result = bench.summarise(found, {"rate": rate, "rounds": rounds})
     _tell(result, bench.show, as_json=as_json)
 
 
