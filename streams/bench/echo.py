@@ -2,7 +2,7 @@
 
 ``python -m streams.bench.echo raw|group|stock|confluent KAFKA SOURCE TARGET`` reads one topic from
 its beginning and writes every value to the other, until it is ended. ``group`` is ``raw`` in a
-consumer group, which goes on where its last commit was.
+consumer group, which goes on where its last commit was; its session timeout in seconds follows.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 from streams.publisher import make_producer
 
 
-async def raw(kafka: str, source: str, target: str, *, group: str | None = None) -> None:
+async def raw(kafka: str, source: str, target: str, session_s: str | None = None) -> None:
     """Pass records on as fast as aiokafka does: fetched batches out as record batches."""
     from aiokafka import AIOKafkaConsumer
 
     consumer = AIOKafkaConsumer(
         source,
         bootstrap_servers=kafka,
-        group_id=group,
-        enable_auto_commit=group is not None,
+        group_id=f"group-{source}" if session_s else None,
+        enable_auto_commit=session_s is not None,
         auto_commit_interval_ms=1_000,
-        session_timeout_ms=10_000,
+        session_timeout_ms=1_000 * int(session_s or 10),
+        heartbeat_interval_ms=500,
         auto_offset_reset="earliest",
         max_poll_records=2_000,
     )
@@ -104,8 +105,7 @@ def main() -> None:
     kind, *places = sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
         if kind in ("raw", "group"):
-            group = None if kind == "raw" else f"group-{places[1]}"
-            asyncio.run(raw(*places, group=group))
+            asyncio.run(raw(*places))
         elif kind == "stock":
             stock(*places)
         else:

@@ -90,9 +90,9 @@ class Victim:
                 raise ProgramError(f"{self.name} has not caught up after {_DEADLINE_S} s")
             await asyncio.sleep(0.05)
 
-    async def kill(self) -> dict[str, float]:
+    async def kill(self, calm_s: float) -> dict[str, float]:
         """Kill it; return the seconds until its first new record, and until it has caught up."""
-        await asyncio.sleep(CALM_S)
+        await asyncio.sleep(calm_s)
         await self.caught_up()
         killed, at_ms = time.monotonic(), time.time() * 1_000
         self.supervisor.kill(self.name)
@@ -113,8 +113,9 @@ class Victim:
 
 
 async def measure(
-    kafka: str, home: Path, *, size: int, rate: int, rounds: int, say: Say
-) -> dict[str, list[dict[str, float]]]:
+    kafka: str, home: Path, *, size: int, rate: int, rounds: int, session_s: int, say: Say,
+    calm_s: float = CALM_S,
+) -> dict[str, list[dict[str, float]]]:  # fmt: skip
     """Return what every round took, of the worker with ``size`` open reservations and the echo."""
     workload = Workload(budgets=size)
     partitions = workload.partitions
@@ -123,7 +124,9 @@ async def measure(
     async with Client(kafka) as client:
         await client.declare(workload.entries())
     await produce(kafka, topics.REQUESTS, workload.requests(size), partitions=partitions)
-    settings = worker_settings(kafka, home, partitions=partitions, RESERVATION_TTL_S=86_400)
+    settings = worker_settings(
+        kafka, home, partitions=partitions, RESERVATION_TTL_S=86_400, SESSION_TIMEOUT_S=session_s
+    )
     echo = [sys.executable, "-m", "streams.bench.echo"]
     producer = make_producer(kafka)
     await producer.start()
@@ -135,7 +138,7 @@ async def measure(
         await supervisor.start("worker", "worker")
         await _opened(ends, supervisor, size)
         say(f"{size:,} reservations on {size:,} budgets are open")
-        await echoes.start("echo", "group", kafka, SOURCE, TARGET)
+        await echoes.start("echo", "group", kafka, SOURCE, TARGET, f"{session_s}")
         victims = {
             name: Victim(
                 supervisor=by, name=name, target=target, ends=ends, before=before,
@@ -152,7 +155,7 @@ async def measure(
         try:
             for number in range(rounds):
                 for name, victim in victims.items():
-                    found[name].append(await victim.kill())
+                    found[name].append(await victim.kill(calm_s))
                 told = ", ".join(f"{n} {f[-1]['first_s']:.1f} s" for n, f in found.items())
                 say(f"round {number + 1} of {rounds}: first record after {told}")
         finally:
