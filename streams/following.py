@@ -27,6 +27,9 @@ from streams.records import (
 
 logger = logging.getLogger(__name__)
 
+BudgetChanges = dict[str, BudgetSpec | None]
+"""Budgets of several entries, None for those that are removed."""
+
 
 def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
     """Return the catalog after one entry.
@@ -58,15 +61,7 @@ def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
             raise BadRecordError("price", str(exc)) from None
         return catalog.with_price(entry.arm, price)
     if isinstance(entry, BudgetEntry):
-        return catalog.with_budget(
-            BudgetSpec(
-                budget=entry.budget,
-                limit_nanousd=entry.limit_nanousd,
-                window=entry.window,
-                per_request_nanousd=entry.per_request_nanousd,
-                paced=entry.pacing == "even",
-            )
-        )
+        return catalog.with_budget(_budget_of(entry))
     settings = Settings(
         policy=entry.policy,
         dimensions=entry.dimensions,
@@ -87,14 +82,29 @@ def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
     )
 
 
+def _budget_of(entry: BudgetEntry) -> BudgetSpec:
+    return BudgetSpec(
+        budget=entry.budget,
+        limit_nanousd=entry.limit_nanousd,
+        window=entry.window,
+        per_request_nanousd=entry.per_request_nanousd,
+        paced=entry.pacing == "even",
+    )
+
+
 def remove_entry(catalog: Catalog, key: bytes) -> Catalog:
     """Return the catalog after a tombstone: an arm retires, a price or a budget is gone."""
-    kind, _, name = key.decode(errors="replace").partition(":")
+    kind, name = _key_parts(key)
     if kind == "arm":
         return catalog.without_arm(name)
     if kind == "price" and any(arm.arm == name for arm in catalog.arms):
         return catalog.with_price(name, None)
     return catalog.without_budget(name) if kind == "budget" else catalog
+
+
+def _key_parts(key: bytes | None) -> tuple[str, str]:
+    kind, _, name = (key or b"").decode(errors="replace").partition(":")
+    return kind, name
 
 
 def entry_key(entry: CatalogEntry) -> bytes:
@@ -161,13 +171,19 @@ class Follower:
     async def step(self) -> None:
         """Apply what one fetch brings."""
         for tp, records in (await self._consumer.getmany(timeout_ms=200)).items():
-            for record in records:
-                self._apply(tp.topic, record)
+            self._apply(tp.topic, *records)
 
-    def _apply(self, topic: str, record: Any) -> None:
+    def _apply(self, topic: str, *records: Any) -> None:
+        budgets: BudgetChanges = {}
+        for record in records:
+            self._apply_one(topic, record, budgets)
+        if budgets:
+            self.catalog = self.catalog.with_budgets(budgets)
+
+    def _apply_one(self, topic: str, record: Any, budgets: BudgetChanges) -> None:
         try:
             if topic == topics.CATALOG:
-                self._apply_catalog(record)
+                self._apply_catalog(record, budgets)
             else:
                 statistics = decode(Statistics, record.value)
                 learned = Learned(record.offset, statistics)
@@ -178,9 +194,16 @@ class Follower:
             if topic == topics.CATALOG:
                 self.refused[record.offset] = (record, exc)
 
-    def _apply_catalog(self, record: Any) -> None:
-        if record.value is None:
-            catalog = remove_entry(self.catalog, record.key or b"")
+    def _apply_catalog(self, record: Any, budgets: BudgetChanges) -> None:
+        """Apply an entry; what changes budgets is gathered, to be applied after the others."""
+        catalog, kind, name = self.catalog, *_key_parts(record.key)
+        entry = None if record.value is None else decode_catalog(record.value)
+        if isinstance(entry, BudgetEntry):
+            budgets[entry.budget] = _budget_of(entry)
+        elif entry is not None:
+            catalog = apply_entry(catalog, entry)
+        elif kind == "budget":
+            budgets[name] = None
         else:
-            catalog = apply_entry(self.catalog, decode_catalog(record.value))
+            catalog = remove_entry(catalog, record.key or b"")
         self.catalog = replace(catalog, offset=record.offset + 1)

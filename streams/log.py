@@ -12,6 +12,10 @@ class LogError(Exception):
     """Records that are needed are no longer, or not yet, in a topic."""
 
 
+class BeyondEndError(LogError):
+    """Records are named that lie after the end of a topic."""
+
+
 class LogReader:
     """One consumer without a group, for one caller at a time."""
 
@@ -71,6 +75,8 @@ class LogReader:
         ------
         LogError
             If ``start`` is before the first record that is kept.
+        BeyondEndError
+            If ``end`` is after the last one.
         """
         if start >= end:
             return
@@ -78,7 +84,7 @@ class LogReader:
         if start < first:
             raise LogError(f"{topic}/{partition} begins at {first}, but {start} is needed")
         if end > last:
-            raise LogError(f"{topic}/{partition} ends at {last}, but {end} is needed")
+            raise BeyondEndError(f"{topic}/{partition} ends at {last}, but {end} is needed")
         tp = TopicPartition(topic, partition)
         self._consumer.assign([tp])
         self._consumer.seek(tp, start)

@@ -9,11 +9,21 @@ import msgspec
 import numpy as np
 
 from policy.catalog import BudgetSpec, Catalog
+from policy.choices import Choice
 from policy.decide import Decided, decide
 from policy.money import Price
 from policy.outcomes import Arrival, Arrivals
 from policy.pages import PageKey, Position
-from policy.recover import Folded, finish, fold_decisions, load, needed, page_position
+from policy.recover import (
+    Folded,
+    RoundSeen,
+    decide_again,
+    finish,
+    fold_decisions,
+    load,
+    needed,
+    page_position,
+)
 from policy.requests import Incoming
 from policy.settle import Verdict, settle, settle_all
 from policy.state import Limits, State
@@ -116,6 +126,15 @@ def digest(number: int) -> bytes:
     return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
 
 
+def _told(choice: Choice) -> tuple[object, ...]:
+    """Return what a record says of a choice."""
+    return (
+        choice.request.offset, choice.arm, choice.rejected, choice.max_output_tokens,
+        choice.reserved_nanousd, choice.reward, choice.cost_nanousd, choice.propensity,
+        choice.explored, list(choice.budgets), list(choice.why_not),
+    )  # fmt: skip
+
+
 @dataclass
 class Machine:
     """A worker's partition: the logs outlive :meth:`crash`, the state does not."""
@@ -127,6 +146,7 @@ class Machine:
     tables: dict[PageKey, bytes] = field(default_factory=dict)
     kept: Position = field(default_factory=Position)
     requests: int = 0
+    rounds: list[tuple[RoundSeen, list[Incoming], Decided]] = field(default_factory=list)
     older: list[tuple[PageKey, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,7 +165,30 @@ class Machine:
                 outcomes=decided.outcomes, decided_ms=decided.now_ms,
                 expires_ms=decided.now_ms + self.limits.reservation_ttl_ms,
             ))  # fmt: skip
+        if decided.choices:
+            self._note(decided)
         return decided
+
+    def _note(self, decided: Decided) -> None:
+        """Keep what the records of a round would say of it."""
+        seen = RoundSeen(
+            now_ms=decided.now_ms, curve_at=decided.curve_at,
+            waiting_before=decided.waiting_before, fresh_from=decided.fresh_from,
+        )  # fmt: skip
+        ranked = [*(choice.request for choice in decided.choices), *decided.waited]
+        ranked.sort(key=lambda request: request.offset)
+        self.rounds.append((seen, ranked, decided))
+
+    def decided_again(self) -> State:
+        """Return the state after all rounds were made anew; each must come out alike."""
+        state = self.new_state()
+        for seen, ranked, decided in self.rounds:
+            self._fold_outcomes(state, decided.outcomes)
+            again = decide_again(state, ranked, seen)
+            assert list(map(_told, again.choices)) == list(map(_told, decided.choices))
+            assert again.curve_at == decided.curve_at
+        self._fold_outcomes(state, len(self.outcomes))
+        return state
 
     def settle(self, **fields: object) -> Verdict:
         arrival = Arrival(offset=len(self.outcomes), **fields)  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def test_pages_give_back_what_was_put_in(steps: list[tuple[int, int, int]]) -> N
     found.set_catalog(catalog)
     for number, reserved, spent in steps:
         path = found.path(f"b{number}")
-            hold(found, path, reserved)
+        hold(found, path, reserved)
         settle(found, path, held=reserved, spent=spent)
     other = Budgets(Gate.new())
     other.set_catalog(catalog)

@@ -15,8 +15,8 @@ from policy.catalog import BudgetSpec, Catalog
 from policy.decide import decide
 from policy.eligibility import WHY_NOT
 from policy.money import Price, bound_nanousd, call_cost_nanousd
-from policy.settle import settle
 from policy.outcomes import Arrival
+from policy.settle import settle
 from policy.state import Limits, State
 from policy.terms import Arm, Settings
 from tests.core_machine import DIMENSIONS, Machine, MeanPolicy, catalog, digest, incoming

@@ -25,11 +25,16 @@ steps = st.lists(
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(steps=steps, limit=st.sampled_from([60_000, 400_000, 10**8]))
-def test_the_log_gives_the_same_state_back(steps: list[tuple], limit: int) -> None:
-    machine = Machine(
-        catalog(limit=limit, window="1s"), limits=Limits(reservation_ttl_ms=500, defer_ms=300)
-    )
+@given(
+    steps=steps,
+    limit=st.sampled_from([60_000, 400_000, 10**8]),
+    deferred_max=st.sampled_from([2, 10_000]),
+)
+def test_the_log_gives_the_same_state_back(
+    steps: list[tuple], limit: int, deferred_max: int
+) -> None:
+    limits = Limits(reservation_ttl_ms=500, defer_ms=300, deferred_max=deferred_max)
+    machine = Machine(catalog(limit=limit, window="1s"), limits=limits)
     now = 1_000_000
     for kind, count, amount in steps:
         if kind == "decide":
@@ -82,3 +87,4 @@ def test_the_log_gives_the_same_state_back(steps: list[tuple], limit: int) -> No
                 budgets.reserved[index] + budgets.settled[index] <= budgets.limit[index] + overrun
             )
     assert machine.content(machine.recovered({}, Position())) == machine.content()
+    assert machine.content(machine.decided_again()) == machine.content()

@@ -10,14 +10,16 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from policy.catalog import Catalog
 from policy.digest import state_digest
+from policy.lexical import default_encoder
 from policy.state import Limits, State
 from streams import topics
 from streams.embedded import KafkaServer, PostgresServer
@@ -30,8 +32,7 @@ from streams.opening import Opener
 from streams.partition import settle_records
 from streams.publisher import make_producer
 from streams.records import Decision, Outcome, encode
-from streams.replay_log.run import Bound, replay_log
-from streams.replay_log.run import Report as ReplayReport
+from streams.replay_log.run import Bound, Report, replay_log
 from tests.deployment import (
     Deployment,
     Placed,
@@ -355,23 +356,160 @@ async def test_the_topics_alone_give_the_state_of_the_tables(rig: Deployment) ->
             assert kept.windows.dump_page(page) == folded.windows.dump_page(page)
 
 
-async def replayed(rig: Deployment, **more: Any) -> ReplayReport:
-    """Return what a replay of the whole log finds."""
-    return await replay_log(
-        rig.kafka, begin=Bound(), end=Bound(), partitions=None, limits=Limits(),
-        make_intake=lambda catalog: Intake(catalog, None), features=lambda _: "given", **more,
-    )  # fmt: skip
+async def test_a_worker_asked_to_end_in_the_middle_drains_and_leaves_nothing_to_do_again(
+    rig: Deployment,
+) -> None:
+    worker = rig.start_worker()
+    await rig.ready(worker)
+    names = [f"drain-{n}" for n in range(3_000)]
+    await rig.send(*(make_request(ROOTS[n % len(ROOTS)], name) for n, name in enumerate(names)))
+    await rig.wait_records(
+        topics.DECISIONS, lambda found: _some(found, "drain-"), what="the first decisions"
+    )
+    asked = time.monotonic()
+    assert rig.stop(worker) == 0
+    assert time.monotonic() - asked < 10.0
+    successor = rig.start_worker()
+    await rig.wait_decided(names, timeout_s=120)
+    records = await rig.read_all(topics.DECISIONS)
+    copies = Counter(decision_of(r).request_id for r in records)
+    assert {copies[name] for name in names} == {1}
+    assert successor.metric("tollway_duplicate_requests_total") == 0
+    assert rig.stop(successor) == 0
+
+
+def _some(found: list[Placed], prefix: str) -> bool:
+    return any(decision_of(r).request_id.startswith(prefix) for r in found[-5:])
 
 
 async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> None:
     # After kills, sleeps, rebalances and a dead broker.
-    done = rig.command("replay-log", "--json")
+    done = rig.command("replay-log", "--json", timeout_s=120)
     report = json.loads(done.stdout)
     found = [difference for part in report["partitions"] for difference in part["differences"]]
     assert (done.returncode, found, report["ok"]) == (0, [], True), report
     records = await rig.read_all(topics.DECISIONS)
-    assert report["compared"] == report["equal"] == len(records) > 1_000
+    assert report["compared"] == report["equal"] == len(records) > 4_000
     states = await recovered(rig, await Tables.read(rig))
     assert [part["state_sha256"] for part in report["partitions"]] == list(
         map(state_digest, states)
     )
+
+
+class FlippingReader(LogReader):
+    """Reads one record with a byte changed."""
+
+    place = ("", 0, 0)
+    at, by = 0, 1
+
+    async def read(self, *args: Any) -> AsyncIterator[Any]:
+        """Yield what the topic holds, but for that byte."""
+        async for records in super().read(*args):
+            yield [self._flipped(record) for record in records]
+
+    def _flipped(self, record: Any) -> Any:
+        if (record.topic, record.partition, record.offset) != self.place:
+            return record
+        value = bytearray(record.value)
+        value[self.at] ^= self.by
+        return replace(record, value=bytes(value))
+
+
+async def replayed(rig: Deployment, partition: int, begin: int, end: int) -> Report:
+    """Return what a replay of a part of a partition finds."""
+    return await replay_log(
+        rig.kafka, begin=Bound(offset=begin), end=Bound(offset=end), partitions=[partition],
+        limits=Limits(), make_intake=lambda catalog: Intake(catalog, None),
+        features=lambda _: default_encoder().version,
+    )  # fmt: skip
+
+
+async def test_a_changed_byte_of_a_decision_is_found(
+    rig: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.replay_log.replayer.LogReader", FlippingReader)
+    decisions = [r for r in await rig.read_all(topics.DECISIONS) if r.partition == 0]
+    # Nothing is changed yet: a part of the log by itself is alike.
+    begin, end = len(decisions) // 2 - 5, len(decisions) // 2 + 5
+    untouched = await replayed(rig, 0, begin, end)
+    assert untouched.complete
+    assert not untouched.differs
+    part = untouched.partitions[0]
+    assert part.compared == part.equal
+    assert part.compared >= 10
+    chance = random.Random(11)
+    target = decisions[len(decisions) // 2]
+    assert target.value is not None
+    places = chance.sample(range(len(target.value)), 6)
+    places += [target.value.index(word) + len(word) for word in
+               (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')]
+    for place in places:
+        FlippingReader.place = (topics.DECISIONS, 0, target.offset)
+        FlippingReader.at, FlippingReader.by = place, 1
+        report = await replayed(rig, 0, begin, end)
+        assert report.differs, target.value[max(place - 20, 0) : place + 20]
+
+
+async def test_the_topics_survive_the_loss_of_all_tables(rig: Deployment) -> None:
+    states = await recovered(rig, await Tables.read(rig))
+    names = [topics.changelog("tollway", name) for name in topics.TABLES]
+    await recreate(rig, names)
+    before = await rig.read_all(topics.DECISIONS)
+    assert len(await fresh(rig).read_all(names[0])) == 0
+    worker = rig.start_worker()
+    await rig.ready(worker)
+    assert rig.stop(worker) == 0
+    assert await rig.read_all(topics.DECISIONS) == before
+    again = await recovered(rig, await Tables.read(fresh(rig)))
+    assert list(map(state_digest, again)) == list(map(state_digest, states))
+
+
+async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -> None:
+    worker = rig.start_worker()
+    await rig.ready(worker)
+    await recreate(rig, [topics.OUTCOMES])
+    # Whichever notices first: the look at the topics, or a consumer that finds nothing there.
+    assert worker.process.wait(timeout=60) in (78, EXIT_CODE)
+    rig.workers.remove(worker)
+    assert "was deleted and created again" in refused(rig)
+    async with admin_of(rig) as admin:
+        await admin.create_partitions({topics.REQUESTS: NewPartitions(rig.partitions + 2)})
+    assert "budgets would have two owners" in refused(rig)
+
+
+def refused(rig: Deployment) -> str:
+    """Start a worker that is to refuse to work, and return what it says."""
+    worker = rig.start_worker()
+    rig.workers.remove(worker)
+    try:
+        assert worker.process.wait(timeout=60) == 78
+    finally:
+        worker.kill()
+    return worker.log.read_text()
+
+
+@asynccontextmanager
+async def admin_of(rig: Deployment) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Yield an admin client of the deployment's broker."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=rig.kafka)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def recreate(rig: Deployment, names: list[str]) -> None:
+    """Delete topics, and create them as the deployment does."""
+    async with admin_of(rig) as admin:
+        await admin.delete_topics(names)
+        deadline = time.monotonic() + 30
+        while set(names) & set(await admin.list_topics()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+    await topics.create(rig.kafka, app_id="tollway", partitions=rig.partitions)
+
+
+def fresh(rig: Deployment) -> Deployment:
+    """Return the deployment as one sees it that has read none of its topics."""
+    return Deployment(rig.kafka, rig.database_url, rig.folder, partitions=rig.partitions)

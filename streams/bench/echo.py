@@ -1,7 +1,8 @@
 """What the pipeline is compared with: programs that only pass records on.
 
-``python -m streams.bench.echo raw|stock|confluent KAFKA SOURCE TARGET`` reads one topic from its
-beginning and writes every value to the other, until it is ended.
+``python -m streams.bench.echo raw|group|stock|confluent KAFKA SOURCE TARGET`` reads one topic from
+its beginning and writes every value to the other, until it is ended. ``group`` is ``raw`` in a
+consumer group, which goes on where its last commit was; its session timeout in seconds follows.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any
 from streams.publisher import make_producer
 
 
-async def raw(kafka: str, source: str, target: str) -> None:
+async def raw(kafka: str, source: str, target: str, session_s: str | None = None) -> None:
     """Pass records on as fast as aiokafka does: fetched batches out as record batches."""
     from aiokafka import AIOKafkaConsumer
 
     consumer = AIOKafkaConsumer(
         source,
         bootstrap_servers=kafka,
-        group_id=None,
-        enable_auto_commit=False,
+        group_id=f"group-{source}" if session_s else None,
+        enable_auto_commit=session_s is not None,
+        auto_commit_interval_ms=1_000,
+        session_timeout_ms=1_000 * int(session_s or 10),
+        heartbeat_interval_ms=500,
         auto_offset_reset="earliest",
         max_poll_records=2_000,
     )
@@ -100,7 +104,7 @@ def main() -> None:
     """Run the program that is named."""
     kind, *places = sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
-        if kind == "raw":
+        if kind in ("raw", "group"):
             asyncio.run(raw(*places))
         elif kind == "stock":
             stock(*places)

@@ -27,7 +27,8 @@ SIZES: Mapping[str, Sequence[int]] = {
     "partitions": (1, 8, 64),
     "history": (0, 10_000, 100_000),
 }
-_WARM = 2_048
+WARM = 2_048
+"""Requests before the measured ones; more where budgets are to be used or a history is to be."""
 _DECISION, _SETTLEMENT = STEPS[:3], STEPS[3:]
 
 
@@ -41,11 +42,11 @@ class Variation:
     rounds: list[dict[str, float]]
 
     @classmethod
-    def make(cls, kind: str, size: int) -> Variation:
+    def make(cls, kind: str, size: int, *, warm: int) -> Variation:
         """Return a variation that has decided a while: every budget once, all of its history."""
-        workload, partitions, before = BASE, 1, _WARM
+        workload, partitions, before = BASE, 1, warm
         if kind == "budgets":
-            workload, before = replace(BASE, budgets=size), max(size, _WARM)
+            workload, before = replace(BASE, budgets=size), max(size, warm)
         elif kind == "arms":
             workload = replace(BASE, arms=size)
         elif kind == "features":
@@ -57,8 +58,8 @@ class Variation:
         paths = [HotPath(workload=workload) for _ in range(partitions)]
         made = cls(kind=kind, size=size, paths=paths, rounds=[])
         # Warmed by decisions alone, except for as many as teach the policy something.
-        made.run(_WARM, tag="warm", outcomes=True)
-        if before > _WARM:
+        made.run(warm, tag="warm", outcomes=True)
+        if before > warm:
             made.run(before, tag="before", outcomes=kind == "history")
         made.rounds.clear()
         return made
@@ -99,13 +100,16 @@ class Variation:
 
 def measure(
     *, requests: int, rounds: int, say: Say, sizes: Mapping[str, Sequence[int]] = SIZES,
-    weighed: int = 20_480,
+    weighed: int = 20_480, warm: int = WARM,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return microseconds a decision by kind and size, ratios, and bytes of things."""
+    """Return microseconds a decision by kind and size, ratios, and bytes of things.
+
+    Things are weighed by ``weighed`` of them; 0 for not at all.
+    """
     made = []
     for kind, of in sizes.items():
         for size in of:
-            made.append(Variation.make(kind, size))
+            made.append(Variation.make(kind, size, warm=warm))
             say(f"made {kind} {size:,}")
     for number in range(rounds):
         for variation in made:
@@ -126,7 +130,7 @@ def measure(
             for kind, of in ends.items()
             for what, suffix in (("decision", ""), ("settlement", "_settlement"))
         },
-        "bytes": bytes_per_thing(count=weighed, features=BASE.features),
+        "bytes": bytes_per_thing(count=weighed, features=BASE.features) if weighed else {},
         "shape": {"requests": requests, "rounds": rounds, "arms": BASE.arms,
                   "features": BASE.features, "budgets": BASE.budgets},
     }  # fmt: skip

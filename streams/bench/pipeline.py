@@ -14,7 +14,7 @@ import pstats
 import sys
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from streams.client import Client
 
 STOCK_SHARE = 0.1
 """Stock Faust gets so much of the backlog: it would take a minute otherwise."""
+OTHERS = {"raw": "raw_echo", "confluent": "confluent_echo", "stock": "stock_faust"}
+"""What the worker is compared with, and its name in the result."""
 PROFILE_LINES = 60
 
 Say = Callable[[str], None]
@@ -53,6 +55,14 @@ class Shape:
         )  # fmt: skip
 
 
+def grid(base: Shape) -> list[Shape]:
+    """Return the base, and what differs from it in the arms, the features or the budgets."""
+    others: list[dict[str, int]] = [
+        {"arms": 3}, {"arms": 50}, {"features": 64}, {"budgets": 10}, {"budgets": 100_000}
+    ]  # fmt: skip
+    return [base, *(replace(base, **other) for other in others)]
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """One run on one broker: what is known, and what was measured so far."""
@@ -61,6 +71,7 @@ class Run:
     home: Path
     shape: Shape
     broker_pid: int | None
+    others: Sequence[str]
     timings: dict[str, list[Timing]] = field(default_factory=dict)
 
     async def round(self, ends: Ends, number: int) -> None:
@@ -72,10 +83,10 @@ class Run:
         for topic, part in ((source, values), (f"{source}.few", few)):
             await create_topics(self.kafka, [topic], partitions=shape.partitions)
             await produce(self.kafka, topic, part, partitions=shape.partitions)
-        await self._echo("raw_echo", "raw", source, ends, len(values))
-        if importlib.util.find_spec("confluent_kafka") is not None:
-            await self._echo("confluent_echo", "confluent", source, ends, len(values))
-        await self._echo("stock_faust", "stock", f"{source}.few", ends, len(few))
+        for kind in self.others:
+            small = kind == "stock"
+            await self._echo(kind, f"{source}.few" if small else source, ends,
+                             len(few if small else values))  # fmt: skip
         await self._produce(topics.REQUESTS, values)
         await self._work("decisions", ends, TOLLWAY)
         await self._work_with_outcomes("settled", ends, TOLLWAY, number)
@@ -108,14 +119,14 @@ class Run:
     async def _produce(self, topic: str, values: list[tuple[bytes, bytes]]) -> None:
         await produce(self.kafka, topic, values, partitions=self.shape.partitions)
 
-    async def _echo(self, name: str, kind: str, source: str, ends: Ends, records: int) -> None:
+    async def _echo(self, kind: str, source: str, ends: Ends, records: int) -> None:
         target = f"{source}.{kind}"
         await create_topics(self.kafka, [target], partitions=self.shape.partitions)
         timing = await timed(
             Program(echo(kind, self.kafka, source, target)), ends=ends, topic=target,
             records=records, broker_pid=self.broker_pid,
         )  # fmt: skip
-        self.timings.setdefault(name, []).append(timing)
+        self.timings.setdefault(OTHERS[kind], []).append(timing)
 
     async def _work(
         self, name: str, ends: Ends, tollway: Sequence[str], progress: Progress | None = None,
@@ -134,13 +145,15 @@ class Run:
 
 async def measure(
     kafka: str, home: Path, shape: Shape, *, say: Say, broker_pid: int | None = None,
-    sink: bool = True, profile: bool = False,
+    sink: bool = True, profile: bool = False, others: Sequence[str] = tuple(OTHERS),
 ) -> dict[str, Any]:  # fmt: skip
     """Return rates, ratios and processor seconds; median and spread of the rounds."""
     await topics.create(kafka, app_id="tollway", partitions=shape.partitions)
     async with Client(kafka) as client:
         await client.declare(shape.workload().entries())
-    run = Run(kafka=kafka, home=home, shape=shape, broker_pid=broker_pid)
+    if importlib.util.find_spec("confluent_kafka") is None:
+        others = [kind for kind in others if kind != "confluent"]
+    run = Run(kafka=kafka, home=home, shape=shape, broker_pid=broker_pid, others=others)
     async with Ends(kafka, partitions=shape.partitions) as ends:
         for number in range(shape.rounds):
             await run.round(ends, number)
@@ -186,6 +199,10 @@ def show(result: dict[str, Any]) -> str:
     lines = [table(rows, header=header), ratio_lines(ratios)]
     if result["sink"]:
         lines.append("sink: " + ", ".join(f"{k} {v:,.0f}" for k, v in result["sink"].items()))
+    for other in result.get("grid", ()):
+        shape = other["shape"]
+        title = f"{shape['arms']} arms, {shape['features']} features, {shape['budgets']:,} budgets"
+        lines += ["", title, show(other)]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from policy.catalog import BudgetSpec, Catalog
+from policy.money import AMOUNT_MAX
 from policy.terms import Floats, Ints
 from streams import topics
 from streams.following import apply_entry
@@ -60,9 +61,10 @@ class Workload:
             arm, price = f"model-{number}@bench", int(50_000 * 2 ** (10 * number / self.arms))
             entries.append(ArmEntry(arm=arm, prior_output_tokens=150))
             entries.append(PriceEntry(arm=arm, version=1, input=price, output=4 * price))
+        above = min(LIMIT_NANOUSD * self.budgets, AMOUNT_MAX)
         return entries + [
             # What is above a budget never binds before it.
-            BudgetEntry(budget=name, limit_nanousd=LIMIT_NANOUSD * (1 if leaf else self.budgets))
+            BudgetEntry(budget=name, limit_nanousd=LIMIT_NANOUSD if leaf else above)
             for name, leaf in self._tree().items()
         ]
 

@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command()(pipeline)
     group.command()(latency)
     group.command()(growth)
+    group.command()(recovery)
 
 
 def core(
@@ -92,6 +93,8 @@ def pipeline(
     profile: Annotated[
         bool, typer.Option(help="Also say where a worker spends its time, by cProfile.")
     ] = False,
+    grid: Annotated[bool, typer.Option(help="Also with other arms, features and budgets.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rates into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Requests to decisions of one worker, beside programs that only pass records on."""
@@ -101,11 +104,21 @@ def pipeline(
         arms=arms, features=features, budgets=budgets, levels=levels, requests=requests,
         rounds=rounds,
     )  # fmt: skip
-    result = _with_kafka(
-        lambda kafka, home, pid: bench.measure(
-            kafka, home, shape, say=_say, broker_pid=pid, sink=sink, profile=profile
+    found = []
+    for one in bench.grid(shape) if grid else [shape]:
+        _say(f"{one.arms} arms, {one.features} features, {one.budgets:,} budgets")
+        found.append(
+            _with_kafka(
+                lambda kafka, home, pid, one=one: bench.measure(  # type: ignore[misc]
+                    kafka, home, one, say=_say, broker_pid=pid, sink=sink, profile=profile
+                )
+            )
         )
-    )
+    result = found[0] | {"grid": found[1:]} if grid else found[0]
+    if plot is not None:
+        from streams.bench.plot import draw
+
+        draw(result, plot)
     _tell(result, bench.show, as_json=as_json)
 
 
@@ -142,6 +155,36 @@ def growth(
     from streams.bench import growth as bench
 
     result = bench.measure(requests=requests, rounds=rounds, say=_say)
+    _tell(result, bench.show, as_json=as_json)
+
+
+def recovery(
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Open reservations and budgets; repeatable.")
+    ] = None,
+    rate: Annotated[int, typer.Option(min=1, help="Requests/s that go on to come.")] = 500,
+    session_timeout: Annotated[int, typer.Option(min=1, help="Seconds; of worker and echo.")] = 10,
+    rounds: Rounds = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds without decisions after kill -9, beside an echo in a consumer group."""
+    from streams.bench import recovery as bench
+
+    found = {
+        number: _with_kafka(
+            lambda kafka, home, _, size=number: bench.measure(  # type: ignore[misc]
+                kafka,
+                home,
+                size=size,
+                rate=rate,
+                rounds=rounds,
+                session_s=session_timeout,
+                say=_say,
+            )
+        )
+        for number in size or bench.SIZES
+    }
+    result = bench.summarise(found, {"rate": rate, "rounds": rounds, "session_s": session_timeout})
     _tell(result, bench.show, as_json=as_json)
 
 

@@ -193,9 +193,12 @@ class BatchApp(faust.App):
             except Exception as exc:  # noqa: BLE001
                 self.fatal(exc)
             self.consumer.own(frozenset())
-            for table in self.tables.values():
-                if isinstance(table, CheckpointTable):
-                    table.close_partitions()
+            tables = [t for t in self.tables.values() if isinstance(t, CheckpointTable)]
+            for table in tables:
+                table.close_partitions()
+            # What is under way must lie there before the next owner reads.
+            for table in tables:
+                await table.written()
 
     async def _give_up(self, owned: Partitions) -> None:
         if not owned:

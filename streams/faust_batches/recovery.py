@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +40,7 @@ class BatchRecovery(Recovery):
 
     app: BatchApp
     _taking_over: asyncio.Task[None] | None = None
+    _writing: asyncio.Future[list[None]] | None = None
     restored_records: int = 0
     restored_s: float = 0.0
 
@@ -87,6 +88,8 @@ class BatchRecovery(Recovery):
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task])
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
 
     async def on_stop(self) -> None:
         """Stop what is under way."""
@@ -155,11 +158,11 @@ class BatchRecovery(Recovery):
             for table in self.tables.values() if isinstance(table, CheckpointTable)
             for tp in partitions if tp.topic == table.changelog_topic_name
         ]  # fmt: skip
-        await asyncio.gather(*(table.begin_reign(number) for table, number, _ in ours))
+        await self._whole(table.begin_reign(number) for table, number, _ in ours)
         # What a former owner wrote meanwhile lies before our reign, and counts.
         more, positions = await self._read_up(positions)
-        await asyncio.gather(
-            *(table.uncover(number, next_offset=positions[tp]) for table, number, tp in ours)
+        await self._whole(
+            table.uncover(number, next_offset=positions[tp]) for table, number, tp in ours
         )
         self.restored_records, self.restored_s = count + more, monotonic() - begun
         logger.info(
@@ -168,6 +171,11 @@ class BatchRecovery(Recovery):
             len(partitions),
             self.restored_s,
         )
+
+    async def _whole(self, writes: Iterable[Awaitable[None]]) -> None:
+        """Finish writes even if the take-over is cancelled: the next owner must not meet them."""
+        self._writing = asyncio.gather(*writes)
+        await asyncio.shield(self._writing)
 
     async def _read_up(self, positions: Mapping[TP, int]) -> tuple[int, dict[TP, int]]:
         """Apply the changelogs from these positions to their ends; return how many records."""

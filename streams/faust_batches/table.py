@@ -106,6 +106,10 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             current = self._owned(partition)
             if not await self.app.consumer.confirm_membership():
                 raise PartitionNotOwnedError(self.name, partition)
+            # We may have lost the partition and taken it over again while we waited: what was
+            # to be written is of our former self.
+            if self._values.get(partition) is not current:
+                raise PartitionNotOwnedError(self.name, partition)
             await self._append(partition, values)
             _update(current, values.items())
 
@@ -175,6 +179,12 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         """Drop all values, because the partitions were given up."""
         self._values = {}
         self._late = {}
+
+    async def written(self) -> None:
+        """Return when no write is under way any more."""
+        for lock in list(self._locks.values()):
+            async with lock:
+                pass
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise TypeError(f"write to table {self.name!r} with put()")

@@ -14,7 +14,8 @@ from streams.log import LogError, LogReader
 from streams.records import BadRecordError, Decision, decode
 from streams.replay_log.compare import Difference
 from streams.replay_log.histories import Histories
-from streams.replay_log.replayer import DivergedError, Replayer, Source, StoppedError
+from streams.replay_log.past import DivergedError, Source, StoppedError
+from streams.replay_log.replayer import Replayer
 from streams.replay_log.rounds import SPREAD_MAX
 
 
@@ -127,7 +128,7 @@ async def _replay(source: Source, number: int, begin: Bound, end: Bound) -> Part
         outcomes_end = None
         if until == last:
             _, outcomes_end = await reader.bounds(topics.OUTCOMES, number)
-        report.position, report.state_sha256 = await replayer.finish(outcomes_end)
+        report.position, report.state_sha256 = await replayer.past.finish(outcomes_end)
     except DivergedError as exc:
         report.stopped = "a round decided other requests: the rest would differ for that"
         report.differences.append(exc.difference)
