@@ -78,6 +78,13 @@ _CHANNELS: Mapping[str, _Channel] = {
         key="<topic>/<partition>/<offset> of the record",
         summary="Records that were refused: where they lie and why, never what they hold.",
     ),
+    "ledgerHeads": _Channel(
+        address=topics.LEDGER_HEADS,
+        kind=records.LedgerHead,
+        action="receive",
+        key="<partition>",
+        summary="Signed hashes of what the ledger holds, out of reach of its database's roles.",
+    ),
 }
 
 

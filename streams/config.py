@@ -18,6 +18,8 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_RESERVATION_TTL_S": "seconds until a reservation expires as spent; default 600",
     "TOLLWAY_DEFER_MS": "how long a request waits for its best arm and full cap; default 30000",
     "TOLLWAY_METRICS_PORT": "port of the worker's Prometheus page on 127.0.0.1; default 0: none",
+    "TOLLWAY_HEADS_KEY": "file with the key that signs the ledger's heads, equal for all sinks; "
+    "default: heads.key in TOLLWAY_HOME, made by the first sink",
     "TOLLWAY_LOG_LEVEL": "debug, info, warning or error; default info",
 }
 
@@ -41,6 +43,7 @@ class Config:
     reservation_ttl_ms: int = 600_000
     defer_ms: int = 30_000
     metrics_port: int = 0
+    heads_key: Path | None = None
     log_level: str = "info"
 
     def endpoints(self) -> tuple[str, str]:
@@ -90,6 +93,7 @@ class Config:
             reservation_ttl_ms=1_000 * _integer(env, "TOLLWAY_RESERVATION_TTL_S", 600, 1, 604_800),
             defer_ms=_integer(env, "TOLLWAY_DEFER_MS", 30_000, 0, 3_600_000),
             metrics_port=_integer(env, "TOLLWAY_METRICS_PORT", 0, 0, 65_535),
+            heads_key=Path(env["TOLLWAY_HEADS_KEY"]) if env.get("TOLLWAY_HEADS_KEY") else None,
             log_level=level,
         )
 

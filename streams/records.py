@@ -282,6 +282,23 @@ class DeadLetter(Record):
     at_ms: int
 
 
+class LedgerHead(Record):
+    """A link of the ledger's chain that was committed. Topic ``ledger-heads``, key ``partition``.
+
+    ``sha256`` is the link's hash, the next offsets and line are where it ends. ``signature`` is
+    the HMAC-SHA256, by the key that ``key_id`` names, of the fields before it.
+    """
+
+    partition: int
+    link: int
+    sha256: str
+    next_decision: int
+    next_outcome: int
+    next_line: int
+    key_id: str
+    signature: str
+
+
 def encode(record: Struct) -> bytes:
     """Return the record as JSON."""
     return _encoder.encode(record)

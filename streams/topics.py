@@ -16,6 +16,7 @@ OUTCOMES = "tollway.outcomes.v1"
 CATALOG = "tollway.catalog.v1"
 STATISTICS = "tollway.statistics.v1"
 DEAD_LETTERS = "tollway.dead-letters.v1"
+LEDGER_HEADS = "tollway.ledger-heads.v1"
 
 _DAY_MS = 86_400_000
 _TOPIC_ALREADY_EXISTS = 36
@@ -63,6 +64,8 @@ TOPICS: Mapping[str, TopicSettings] = {
         extra={"min.compaction.lag.ms": str(_DAY_MS)},
     ),
     DEAD_LETTERS: TopicSettings(cleanup="delete", retention_ms=30 * _DAY_MS),
+    # Kept for ever: an old head is what a ledger that was rewritten contradicts.
+    LEDGER_HEADS: TopicSettings(cleanup="delete", retention_ms=-1, partitions=1),
 }
 """Topics without ``partitions`` are co-partitioned: all have the configured count."""
 

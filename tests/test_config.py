@@ -20,13 +20,13 @@ def test_every_variable_is_read() -> None:
         "TOLLWAY_PARTITIONS": "3", "TOLLWAY_REPLICATION": "2", "TOLLWAY_APP_ID": "app",
         "TOLLWAY_SESSION_TIMEOUT_S": "4", "TOLLWAY_CHECKPOINT_MS": "50",
         "TOLLWAY_RESERVATION_TTL_S": "6", "TOLLWAY_DEFER_MS": "7", "TOLLWAY_METRICS_PORT": "8",
-        "TOLLWAY_LOG_LEVEL": "DEBUG",
+        "TOLLWAY_HEADS_KEY": "/k", "TOLLWAY_LOG_LEVEL": "DEBUG",
     }  # fmt: skip
     assert set(env) == set(VARIABLES)
     assert Config.from_env({**env, "PATH": "/bin"}) == Config(
         home=Path("/h"), kafka="k:1", database_url="postgresql://d", partitions=3, replication=2,
         app_id="app", session_timeout_s=4, checkpoint_ms=50, reservation_ttl_ms=6_000,
-        defer_ms=7, metrics_port=8, log_level="debug",
+        defer_ms=7, metrics_port=8, heads_key=Path("/k"), log_level="debug",
     )  # fmt: skip
 
 

@@ -11,14 +11,16 @@ from typing import Any
 
 import psycopg
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 
 from streams.embedded import PostgresServer
 from streams.ledger import migrate
 from streams.ledger.audit import run_audit
+from streams.ledger.chain import Link
 from streams.ledger.database import connection_string
 from streams.ledger.errors import LedgerGapError, LedgerTopicsError
+from streams.ledger.heads import read_heads, sign
 from streams.ledger.sink import run_sink
 from streams.ledger.unit import Counts
 from streams.ledger.verify import Report, verify
@@ -33,6 +35,7 @@ from streams.records import (
     decision_id,
     encode,
 )
+from tests.ledger_books import tamper
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
 
@@ -77,16 +80,20 @@ class Deployment:
     def topics(self) -> dict[str, Any]:
         return {"decisions": f"{self.name}-d", "outcomes": f"{self.name}-o"}
 
+    @property
+    def signed(self) -> dict[str, Any]:
+        return {"heads": f"{self.name}-h", "heads_key": bytes(32)}
+
     async def create(self, *, outcome_partitions: int = PARTITIONS) -> None:
         stamped = {"message.timestamp.type": "LogAppendTime"}
-        counts = (PARTITIONS, outcome_partitions, 1)
+        counts = (PARTITIONS, outcome_partitions, 1, 1)
         admin = AIOKafkaAdminClient(bootstrap_servers=self.kafka)
         await admin.start()
         try:
             await admin.create_topics(
                 [
                     NewTopic(f"{self.name}-{kind}", count, 1, topic_configs=stamped)
-                    for kind, count in zip("doc", counts, strict=True)
+                    for kind, count in zip("doch", counts, strict=True)
                 ]
             )
         finally:
@@ -133,7 +140,7 @@ class Deployment:
         await wait_for(lambda: self.rows(statement) == [(expected,)])
 
     async def verify(self) -> Report:
-        return await verify(self.kafka, self.url, **self.topics)
+        return await verify(self.kafka, self.url, **self.topics, **self.signed)
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
@@ -218,6 +225,50 @@ async def test_verify_compares_every_request(deployment: Deployment) -> None:
         report = await deployment.verify()
         assert report.mismatches > before.mismatches
         assert any(finding in found for found in report.findings)
+
+
+async def test_published_heads_outlive_sinks_and_tell_of_a_ledger_that_was_exchanged(
+    deployment: Deployment,
+) -> None:
+    for number in range(2):
+        async with deployment.sink(catalog=None, **deployment.signed):
+            await deployment.send(0, decision(f"r{number}"), usage(f"r{number}", 5))
+            await deployment.send(1, *globex(f"g{number}"))
+            await deployment.until(NEXT, 3 * (number + 1))
+    consumer = AIOKafkaConsumer(bootstrap_servers=deployment.kafka)
+    await consumer.start()
+    heads, _ = await read_heads(consumer, deployment.signed["heads"])
+    await consumer.stop()
+    assert heads.keys() == {0, 1}
+    report = await deployment.verify()
+    assert (report.findings, report.links_after_head) == ([], 0)
+    assert report.heads >= 4 and report.links >= 6
+    # A head that is published again says nothing new; one that no sink has signed is named.
+    forged = sign(bytes(33), _last_link(deployment, 0))
+    async with AIOKafkaProducer(bootstrap_servers=deployment.kafka) as producer:
+        for value in (encode(heads[0][0]), encode(forged), b"{}"):
+            await producer.send_and_wait(deployment.signed["heads"], value)
+    report = await deployment.verify()
+    assert len(report.findings) == 2
+    assert any("is no head" in finding for finding in report.findings)
+    assert any("not signed with this key: it names key" in f for f in report.findings)
+    # Everything thrown away and booked anew from the topics is another ledger.
+    tamper(deployment.url, "TRUNCATE cursors, decisions, outcomes, transfers, links, conflicts")
+    report = await deployment.verify()
+    for partition in (0, 1):
+        lost = f"partition {partition}: heads were published, the ledger has none"
+        assert lost in report.findings
+    async with deployment.sink(catalog=None):
+        await deployment.until(NEXT, 6)
+    report = await deployment.verify()
+    assert any("rewritten after link 0" in f or "cut off" in f for f in report.findings)
+    alone = await verify(deployment.kafka, deployment.url, **deployment.topics, heads="none")
+    assert alone.findings == []
+
+
+def _last_link(deployment: Deployment, partition: int) -> Link:
+    statement = f"SELECT * FROM links WHERE partition = {partition} ORDER BY link DESC LIMIT 1"
+    return Link._make(deployment.rows(statement)[0])
 
 
 # What a sink did that knew requests by partition and id: of two roots, one was booked.
@@ -355,9 +406,12 @@ async def test_the_sink_outlives_a_crash_of_postgres(
         await deployment.until(NEXT, 1)
         await asyncio.to_thread(postgres_server.stop, "immediate")
         await deployment.send(0, usage("r1", 5), decision("r2"), usage("r2", 6))
-        await wait_for(lambda: counts.retries >= 2)
+        await wait_for(lambda: counts.retries >= 4)
+        # What comes while it waits stays with the broker, and is booked once it is back.
+        names = [f"b{number}" for number in range(300)]
+        await deployment.send(0, *map(decision, names), *(usage(name, 1) for name in names))
         await asyncio.to_thread(postgres_server.start)
-        await deployment.until(NEXT, 4)
+        await deployment.until(NEXT, 604)
     assert (await deployment.verify()).findings == []
 
 

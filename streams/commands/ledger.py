@@ -22,6 +22,7 @@ from streams.ledger import migrate as migrations
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
 from streams.ledger.database import describe
 from streams.ledger.errors import LedgerError
+from streams.ledger.heads import load_key
 from streams.ledger.sink import run_sink
 from streams.ledger.verify import Report, verify
 
@@ -30,6 +31,7 @@ Name = Annotated[str | None, typer.Argument(help="An audit, or verify; left out:
 Arm = Annotated[str | None, typer.Option(help="The arm to compare with, for savings.")]
 Budget = Annotated[str | None, typer.Option(help="Only the rows of this budget.")]
 
+HEADS_KEY = "heads.key"
 _VERIFY_HELP = "read the topics again and compare all that follows from them with the ledger"
 
 
@@ -102,9 +104,23 @@ async def _run_until_signal(config: Config, *, accept_gaps: bool) -> None:
         stop=stop,
         group=f"{config.app_id}-ledger",
         session_timeout_s=config.session_timeout_s,
+        heads_key=_heads_key(config),
         accept_gaps=accept_gaps,
     )
     logging.getLogger(__name__).info("stopped: %s", asdict(counts))
+
+
+def _heads_key(config: Config) -> bytes:
+    """Return the key that signs heads; only one in the home folder is made where it is missing."""
+    if config.heads_key is not None:
+        return load_key(config.heads_key)
+    return load_key(config.home / HEADS_KEY, create=True)
+
+
+def _known_key(config: Config) -> bytes | None:
+    """Return the key that heads are checked with; None if this machine has none."""
+    path = config.heads_key or config.home / HEADS_KEY
+    return load_key(path) if config.heads_key is not None or path.exists() else None
 
 
 def _database_url(config: Config) -> str:
@@ -169,7 +185,7 @@ def _cell(column: str, value: Value) -> str:
 
 def _verify(config: Config, *, as_json: bool) -> bool:
     kafka, database_url = config.endpoints()
-    report = asyncio.run(verify(kafka, database_url))
+    report = asyncio.run(verify(kafka, database_url, heads_key=_known_key(config)))
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     else:
@@ -185,6 +201,10 @@ def _print_report(report: Report) -> None:
     )
     if report.beyond_retention:
         typer.echo(f"{report.beyond_retention} requests are older than the topics and not compared")
+    typer.echo(
+        f"{report.links} links of the chain, {report.heads} published heads; "
+        f"{report.links_after_head} links are newer than the last head of their partition"
+    )
     for finding in report.findings:
         typer.echo(f"  {finding}")
     typer.echo("the ledger is what the topics say" if report.ok else f"{report.mismatches} differ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class LedgerError(Exception):
     """Base of the ledger's errors."""
@@ -20,6 +22,14 @@ class LedgerSchemaError(LedgerError):
 
 class LedgerTopicsError(LedgerError):
     """A topic is missing, or decisions and outcomes have different numbers of partitions."""
+
+
+class LedgerKeyError(LedgerError):
+    """The key that signs the ledger's heads cannot be had; the message names its file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"the key of the ledger's heads, {path}: {reason}; set TOLLWAY_HEADS_KEY")
+        self.path = path
 
 
 class LedgerFencedError(LedgerError):

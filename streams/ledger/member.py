@@ -18,6 +18,7 @@ from streams.ledger.errors import (
     LedgerHaltError,
     LedgerTopicsError,
 )
+from streams.ledger.heads import HeadPublisher
 from streams.ledger.inbox import Inbox, Message
 from streams.ledger.threads import run_in_thread
 from streams.ledger.writer import LedgerWriter
@@ -48,6 +49,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         decisions: str,
         outcomes: str,
         accept_gaps: bool,
+        heads: HeadPublisher | None = None,
     ) -> None:
         self.halted: dict[int, LedgerHaltError] = {}
         self.busy = False
@@ -55,6 +57,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._writer = writer
         self._topics = (decisions, outcomes)
         self._accept_gaps = accept_gaps
+        self._heads = heads
         self._inboxes: dict[int, Inbox] = {}
         self._in_flight: asyncio.Future[Any] | None = None
         # Loop times: from when on to claim a partition, to try again, to commit.
@@ -92,6 +95,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             if not self._failing:
                 await self._flush()
             await self._commit()
+            await self._publish()
         except Exception as error:
             if not (is_transient(error) or isinstance(error, KafkaError)):
                 raise
@@ -111,6 +115,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 log.warning("not flushed: %s; it will be read again", describe(error))
         self._commit_at = 0.0
         await self._commit()
+        await self._publish(at_once=True)
 
     @property
     def _failing(self) -> bool:
@@ -226,6 +231,11 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             return await in_flight
         finally:
             self._in_flight = None
+
+    async def _publish(self, *, at_once: bool = False) -> None:
+        if self._heads is not None:
+            links = [inbox.unit.link for inbox in self._inboxes.values()]
+            await self._heads.publish(links, at_once=at_once)
 
     def _set_paused(self) -> None:
         assigned = self._consumer.assignment()

@@ -35,9 +35,10 @@ class Raw(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where rows of one table go: the statement of their COPY and the types of its columns."""
+    """Where rows of one table go: the statement of their COPY, its columns and their types."""
 
     statement: sql.Composed
+    columns: list[str]
     types: list[str]
 
 
@@ -46,7 +47,8 @@ def _target(table: Table, *, without: tuple[str, ...] = ()) -> Target:
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
         sql.Identifier(table.name), sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
     )
-    return Target(statement, [_TYPES[type(column.type)] for column in columns])
+    types = [_TYPES[type(column.type)] for column in columns]
+    return Target(statement, [column.name for column in columns], types)
 
 
 DECISIONS = _target(schema.decisions)

@@ -20,11 +20,12 @@ from streams.ledger import migrate
 from streams.ledger.catalog import follow_catalog
 from streams.ledger.database import connect_sink
 from streams.ledger.errors import LedgerTopicsError
+from streams.ledger.heads import HeadPublisher
 from streams.ledger.member import STOP_S, Sink
 from streams.ledger.threads import run_in_thread
 from streams.ledger.unit import Counts
 from streams.ledger.writer import Connection, LedgerWriter
-from streams.topics import CATALOG, DECISIONS, OUTCOMES
+from streams.topics import CATALOG, DECISIONS, LEDGER_HEADS, OUTCOMES
 
 
 async def run_sink(
@@ -35,6 +36,8 @@ async def run_sink(
     decisions: str = DECISIONS,
     outcomes: str = OUTCOMES,
     catalog: str | None = CATALOG,
+    heads: str = LEDGER_HEADS,
+    heads_key: bytes | None = None,
     group: str = "tollway-ledger",
     session_timeout_s: float = 10.0,
     accept_gaps: bool = False,
@@ -45,6 +48,7 @@ async def run_sink(
 
     Several may run, in one process or many; partitions are shared out. ``counts`` is kept up to
     date while it runs. ``accept_gaps`` goes on where records are gone for good, and counts them.
+    With a ``heads_key`` the heads of the ledger's chains are signed and published.
 
     Raises
     ------
@@ -55,7 +59,7 @@ async def run_sink(
         holds rows that no sink has booked.
     """
     await run_in_thread(partial(migrate.require_head, database_url))
-    await _check_topics(kafka, decisions, outcomes)
+    await _check_topics(kafka, decisions, outcomes, heads if heads_key else None)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka,
         group_id=group,
@@ -70,11 +74,21 @@ async def run_sink(
     writer = LedgerWriter(database_url, decisions=decisions, outcomes=outcomes, connect=connect)
     if counts is not None:
         writer.counts = counts
-    sink = Sink(consumer, writer, decisions=decisions, outcomes=outcomes, accept_gaps=accept_gaps)
+    publisher = HeadPublisher(kafka, heads, heads_key) if heads_key else None
+    sink = Sink(
+        consumer,
+        writer,
+        decisions=decisions,
+        outcomes=outcomes,
+        accept_gaps=accept_gaps,
+        heads=publisher,
+    )
     follower: asyncio.Task[None] | None = None
     stopped = asyncio.create_task(stop.wait())
     try:
         await consumer.start()
+        if publisher is not None:
+            await publisher.start()
         sink.join()
         if catalog is not None:
             follower = asyncio.create_task(follow_catalog(kafka, database_url, catalog))
@@ -90,6 +104,8 @@ async def run_sink(
             follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
+        if publisher is not None:
+            await publisher.stop()
         await consumer.stop()
         if not sink.busy:
             writer.close()
@@ -98,14 +114,16 @@ async def run_sink(
     return writer.counts
 
 
-async def _check_topics(kafka: str, decisions: str, outcomes: str) -> None:
+async def _check_topics(kafka: str, decisions: str, outcomes: str, heads: str | None) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
-        found = await admin.describe_topics([decisions, outcomes])
+        found = await admin.describe_topics([decisions, outcomes, *([heads] if heads else [])])
     finally:
         await admin.close()
     counts = {topic["topic"]: len(topic["partitions"]) for topic in found}
+    if heads and not counts.pop(heads):
+        raise LedgerTopicsError(f"topic {heads} does not exist; run `tollway topics`")
     if 0 in counts.values() or len(set(counts.values())) != 1:
         raise LedgerTopicsError(
             f"partitions are {counts}: both topics must exist, with equal counts; "

@@ -11,11 +11,14 @@ from typing import Any
 import psycopg
 from aiokafka import AIOKafkaConsumer
 
+from streams.ledger.chain_check import check_chain
 from streams.ledger.database import connection_string
 from streams.ledger.fold import ACCOUNTS
+from streams.ledger.heads import read_heads
 from streams.ledger.reference import Books, expected_books
 from streams.ledger.reread import Reread
-from streams.topics import DECISIONS, OUTCOMES
+from streams.records import LedgerHead
+from streams.topics import DECISIONS, LEDGER_HEADS, OUTCOMES
 
 FINDINGS_MAX = 50
 
@@ -32,6 +35,9 @@ class Report:
     spent_nanousd: int = 0
     overrun_nanousd: int = 0
     beyond_retention: int = 0
+    links: int = 0
+    heads: int = 0
+    links_after_head: int = 0
     mismatches: int = 0
     findings: list[str] = field(default_factory=list)
 
@@ -61,12 +67,19 @@ class Booking:
 
 
 async def verify(
-    kafka: str, database_url: str, *, decisions: str = DECISIONS, outcomes: str = OUTCOMES
+    kafka: str,
+    database_url: str,
+    *,
+    decisions: str = DECISIONS,
+    outcomes: str = OUTCOMES,
+    heads: str = LEDGER_HEADS,
+    heads_key: bytes | None = None,
 ) -> Report:
     """Read both topics up to the ledger's cursors and compare what follows with what is booked.
 
     The sink may go on meanwhile: the ledger is read as it stands at the start. Requests whose
-    records retention has deleted in part are counted and left out.
+    records retention has deleted in part are counted and left out. The chain is compared with the
+    heads that were published; with ``heads_key`` their signatures are checked, too.
     """
     report = Report()
     consumer = AIOKafkaConsumer(
@@ -74,11 +87,21 @@ async def verify(
     )
     await consumer.start()
     try:
+        # Before the snapshot: what was published by now must be in it.
+        published, unreadable = await read_heads(consumer, heads)
+        for offset in unreadable:
+            report.find(f"{heads} offset {offset} is no head")
         with _snapshot(database_url) as database:
-            for partition in _partitions(database, decisions, outcomes):
+            claimed = _partitions(database, decisions, outcomes)
+            for partition in sorted(published.keys() - claimed):
+                report.find(f"partition {partition}: heads were published, the ledger has none")
+            for partition in claimed:
                 check = _Partition(report, database, (decisions, outcomes), partition)
                 await check.read(consumer)
                 await asyncio.to_thread(check.compare)
+                await asyncio.to_thread(
+                    check.compare_chain, published.get(partition, []), heads_key
+                )
     finally:
         await consumer.stop()
     return report
@@ -146,6 +169,13 @@ class _Partition:
         if all(log.start == 0 for log in self._reread.logs.values()):
             self._compare_copies(books)
             self._compare_offsets()
+
+    def compare_chain(self, heads: Sequence[LedgerHead], key: bytes | None) -> None:
+        """Compare the rows with the chain, and that with the heads."""
+        state = check_chain(self._database, self._partition, heads, key=key, find=self._find)
+        self._report.links += state.links
+        self._report.heads += state.heads
+        self._report.links_after_head += max(state.links - 1 - state.covered, 0)
 
     def _swept_ms(self) -> int:
         _, clock_ms, swept_ms, *_ = self._cursors[self._topics["outcome"]]

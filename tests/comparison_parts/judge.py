@@ -116,7 +116,10 @@ def _cost_nanousd(call: Call, usage: Mapping[str, int]) -> int:
 
 async def _values(kafka: str, topic: str) -> AsyncIterator[bytes]:
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=kafka, enable_auto_commit=False, isolation_level="read_committed"
+        bootstrap_servers=kafka,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
     )
     await consumer.start()
     try:
@@ -125,7 +128,6 @@ async def _values(kafka: str, topic: str) -> AsyncIterator[bytes]:
             place = TopicPartition(topic, number)
             consumer.assign([place])
             end = (await consumer.end_offsets([place]))[place]
-            await consumer.seek_to_beginning(place)
             while await consumer.position(place) < end:
                 for record in (await consumer.getmany(place, timeout_ms=500)).get(place, ()):
                     yield record.value

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import psycopg
@@ -22,6 +22,8 @@ WORKERS_WANTED = (1, 4, 2, 3, 4, 2)
 QUIET_S = 12.0
 """After so long without a decision no fault is done to workers or broker until there is one."""
 SLOW_S = 0.08
+TAKEN_OVER_S = 15.0
+"""How long others may take to take over before a sleeper is woken all the same."""
 SIGHT_S = 3.0
 """How long to wait for the right moment."""
 ENDING_S = 15.0
@@ -109,9 +111,10 @@ class Nemesis:
             if free:
                 self._busy.discard(target)
 
-    def _pick(self, kind: str, choice: float) -> Slot | None:
+    def _pick(self, kind: str, choice: float, *, left: int = 0) -> Slot | None:
+        """Return one of the processes to which nothing is done, if so many others are left."""
         slots = [slot for slot in self._cluster.up(kind) if slot not in self._busy]
-        return slots[int(choice * len(slots))] if slots else None
+        return slots[int(choice * len(slots))] if len(slots) > left else None
 
     # -- processes
 
@@ -124,23 +127,39 @@ class Nemesis:
         return await self._process("sink", fault)
 
     async def _process(self, kind: str, fault: Fault) -> bool:
-        slot = self._pick(kind, fault.choice)
+        what = fault.kind.removeprefix(f"{kind}_")
+        # Somebody must be there to take over, or it would only be a pause.
+        slot = self._pick(kind, fault.choice, left=int(what in ("sleep", "link_hold")))
         if slot is None:
             return False
-        what = fault.kind.removeprefix(f"{kind}_")
-        if what.startswith("link"):
-            return await self._link(slot.name, what, fault)
         if what.startswith("produce"):
             return await self._lose(slot.name, is_produce, what.endswith("reply_lost"))
         with self._alone(slot):
+            if what.startswith("link"):
+                return await self._link(slot.name, what, fault)
             if what == "kill":
                 slot.signal(signal.SIGKILL)
                 self._measure(fault.kind, time.monotonic())
             else:
                 slot.signal(signal.SIGSTOP)
-                await asyncio.sleep(fault.length_s)
+                await self._until_taken_over(kind, fault.length_s)
                 slot.signal(signal.SIGCONT)
         return True
+
+    async def _until_taken_over(self, kind: str, length_s: float) -> None:
+        """Wait so long, and on until all partitions are worked on by others."""
+        before, began = dict(self._reached(kind)), time.monotonic()
+        deadline = began + (TAKEN_OVER_S if len(self._cluster.up(kind)) > 1 else length_s)
+        while time.monotonic() < deadline:
+            now = self._reached(kind)
+            taken = all(now[number] > before.get(number, 0) for number in now)
+            if taken and time.monotonic() > began + length_s:
+                return
+            await asyncio.sleep(POLL_S)
+
+    def _reached(self, kind: str) -> Mapping[int, int]:
+        """Return how far workers have decided, or sinks have booked."""
+        return self._load.positions if kind == "worker" else self.cursors
 
     def _scale(self, fault: Fault) -> bool:
         """Start or stop workers in good order, so that there are as many as were drawn."""
@@ -218,13 +237,17 @@ class Nemesis:
         return True
 
     async def _hold(self, link: Link, length_s: float) -> None:
-        """Hold what a client sends, from when decisions are being sent: they arrive too late."""
-        trap = Trap(is_produce, "hold")
+        """Hold what a client sends, from when it matters: what it has sent arrives too late."""
+        is_ledger = link.name == "ledger"
+        trap = Trap(is_commit if is_ledger else is_produce, "hold")
         link.set_trap(trap)
         with suppress(TimeoutError):
             await asyncio.wait_for(trap.sprung.wait(), SIGHT_S)
         with link.held("up"):
-            await asyncio.sleep(length_s)
+            if is_ledger:
+                await asyncio.sleep(length_s)
+            else:
+                await self._until_taken_over("worker", length_s)
 
     # -- recovery
 

@@ -61,6 +61,7 @@ class Link:
     _delay_s: float = 0.0
     _open: dict[Way, asyncio.Event] = field(default_factory=dict)
     _connections: set[_Connection] = field(default_factory=set)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -68,7 +69,7 @@ class Link:
         self._open = {"up": asyncio.Event(), "down": asyncio.Event()}
         for gate in self._open.values():
             gate.set()
-        self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port)
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, self.port)
 
     async def stop(self) -> None:
         """Close everything; nothing happens if it never listened."""
@@ -76,6 +77,7 @@ class Link:
             self._server.close()
             self.cut()
             await self._server.wait_closed()
+            await asyncio.gather(*self._serving)
 
     # -- faults
 
@@ -120,6 +122,11 @@ class Link:
 
     # -- passing on
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(LOOPBACK, self.upstream)
@@ -128,6 +135,7 @@ class Link:
             return
         connection = _Connection((writer, server_writer))
         self._connections.add(connection)
+        # Both ways end with the connection; one of them may be held just now.
         tasks = [
             asyncio.create_task(self._pass("up", reader, server_writer, connection)),
             asyncio.create_task(self._pass("down", server_reader, writer, connection)),

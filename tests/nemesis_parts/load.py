@@ -66,7 +66,7 @@ class Load:
         careful: bool = False,
     ) -> None:  # fmt: skip
         self._content, self._oracle, self._rate = content, oracle, rate
-        self._direct = direct
+        self._direct, self._careful = direct, careful
         self._producer = AIOKafkaProducer(
             bootstrap_servers=kafka,
             acks="all",
@@ -204,7 +204,7 @@ class Load:
     def _failed(self, serial: int, item: Item) -> None:
         self._in_flight -= 1
         self._oracle.unknown(serial)
-        if self._chance.random() < AGAIN:
+        if not self._careful and self._chance.random() < AGAIN:
             self._plan(time.monotonic(), [(0.5, item)])
 
     # -- reading
