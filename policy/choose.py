@@ -221,7 +221,12 @@ def _within_ceilings(state: State, rounds: Round, row: int) -> Bools:
     pacing = state.budgets.rows(rounds.pairs.budgets[places])
     standing = standing_of(pacing, rounds.ceiling_usd[places]).column()
     cost = np.where(eligible, rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
-    allowed: Bools = affordable(standing, cost, cheapest=cost == cost.min())
+    allowed: Bools = affordable(
+        standing,
+        cost,
+        cheapest=cost == cost.min(),
+        arm_cost_usd=None if state.curve is None else state.curve.arm_cost_usd,
+    )
     within: Bools = np.logical_and.reduce(allowed)
     return within
 

@@ -71,7 +71,7 @@ def apply(
                 error=arrivals.error[some],
             )
         taught = mine[(usage | reward)[mine]]
-        if len(taught) and state.gate.passes(("arm", arm)):
+        if len(taught) and state.gate.passes(state.page_of_arm(arm)):
             lessons.append(
                 (taught, _lessons(state, arm, arrivals, decision, rows, cost, reward, taught))
             )

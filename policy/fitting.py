@@ -38,7 +38,8 @@ def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
     free = state.budgets.limit[pairs.budgets] - rows["settled"]
     fits = reserved <= free[pairs.place]
     if not np.isnan(rounds.ceiling_usd).all():
-        fits &= _below_ceilings(rounds, pairs, rows, sums)
+        arm_cost = None if state.curve is None else state.curve.arm_cost_usd
+        fits &= _below_ceilings(rounds, pairs, rows, sums, arm_cost)
     end = int(pairs.row[~fits].min(initial=count))
     stops = ~rounds.quick[start:end]
     if stops.any():
@@ -46,7 +47,9 @@ def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
     return end, reserved[: pairs.starts[end - start]]
 
 
-def _below_ceilings(rounds: Round, pairs: Pairs, rows: Pacing, sums: _RunningSums) -> Bools:
+def _below_ceilings(
+    rounds: Round, pairs: Pairs, rows: Pacing, sums: _RunningSums, arm_cost_usd: Floats | None
+) -> Bools:
     """Return for each pair whether its per-request ceiling allows the first arm."""
     now = standing_of(rows, rounds.ceiling_usd)
     cost = rounds.first_cost[pairs.row]
@@ -58,7 +61,12 @@ def _below_ceilings(rounds: Round, pairs: Pairs, rows: Pacing, sums: _RunningSum
         open_usd2=now.open_usd2[pairs.place] + sums.of(usd * usd) - usd * usd,
         noise=now.noise[pairs.place],
     )
-    return affordable(standing, usd, cheapest=rounds.first_cheapest[pairs.row])
+    return affordable(
+        standing,
+        usd,
+        cheapest=rounds.first_cheapest[pairs.row],
+        arm_cost_usd=None if arm_cost_usd is None else arm_cost_usd[rounds.first[pairs.row]],
+    )
 
 
 class _RunningSums:

@@ -7,7 +7,7 @@ added, so that a restored index is built by the same steps and answers alike.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,6 +192,8 @@ class NeighbourPolicy(MeansPolicy):
     other partitions learned enters through the means only; points stay where they were seen.
     """
 
+    # Points are numbered in the order in which they came, over all arms.
+    spans_arms: Literal[True] = True
     OPTIONS = MeansPolicy.OPTIONS | {"neighbours", "sharpness", "shrink", "history"}
 
     def __init__(self, settings: Settings) -> None:

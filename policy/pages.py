@@ -19,7 +19,11 @@ import numpy as np
 from policy.terms import Bools, Ints
 
 PageKey = tuple[str, int | str]
-"""Kind of page (``budget``, ``arm``, ``window``, ``reservation``, ``ring``) and which of them."""
+"""Kind of page (``budget``, ``arm``, ``window``, ``reservation``, ``ring``) and which of them.
+
+``learned`` is one page for all arms, in place of their own (``policy.terms.SpansArms``).
+"""
+LEARNED: PageKey = ("learned", "")
 
 
 class Position(NamedTuple):

@@ -110,14 +110,14 @@ def _pinned(price: Price | None) -> tuple[int, int, int, int]:
 def _tell_policy(state: State, taken: Taken) -> None:
     if state.batch_policy is None:
         for row, column in enumerate(taken.column.tolist()):
-            if column >= 0 and state.gate.passes(("arm", taken.arms[column])):
+            if column >= 0 and state.gate.passes(state.page_of_arm(taken.arms[column])):
                 features = taken.requests.features[row].astype(np.float64)
                 explored = taken.explored.item(row)
                 state.policy.decided(taken.arms[column], features, explored=explored)
         return
     for column in sorted(set(taken.column.tolist()) - {-1}):
         arm = taken.arms[column]
-        if state.gate.passes(("arm", arm)):
+        if state.gate.passes(state.page_of_arm(arm)):
             mine = taken.column == column
             features = taken.requests.features[mine].astype(np.float64)
             state.batch_policy.decided_all(arm, features, explored=taken.explored[mine])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,6 +223,17 @@ class BatchPolicy(Policy, Protocol):
 
     def learn_all(self, lessons: Lessons) -> None:
         """As :meth:`Policy.learn` for each in its order, however they are divided into calls."""
+
+
+@runtime_checkable
+class SpansArms(Protocol):
+    """A policy in which what is learned of one arm changes what is held of the others.
+
+    Its arms are checkpointed together: a kill between the pages of two arms would leave a state
+    that never was.
+    """
+
+    spans_arms: Literal[True]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from policy.recover import (
     needed,
     page_position,
 )
+from policy.registry import make_policy
 from policy.requests import Incoming
 from policy.settle import Verdict, settle, settle_all
 from policy.state import Limits, State
@@ -87,9 +88,13 @@ class MeanPolicy:
         return self.sums.setdefault(arm, np.zeros(5))
 
 
-def catalog(*, limit: int = 10_000_000, window: str = "total", paced: bool = True) -> Catalog:
+def catalog(
+    *, limit: int = 10_000_000, window: str = "total", paced: bool = True, policy: str = "mean",
+    **options: float,
+) -> Catalog:  # fmt: skip
     """Return two arms, and a root with a team and two keys below it."""
-    result = Catalog(settings=Settings(dimensions=DIMENSIONS, policy="mean"))
+    settings = Settings(dimensions=DIMENSIONS, policy=policy, options=dict(options))
+    result = Catalog(settings=settings)
     result = result.with_arm(
         Arm(arm="small", price=Price(version=1, input=100_000, output=200_000))
     )
@@ -153,7 +158,8 @@ class Machine:
         self.state = self.new_state()
 
     def new_state(self) -> State:
-        return State(dimensions=DIMENSIONS, make_policy=MeanPolicy, catalog=self.catalog,
+        make = MeanPolicy if self.catalog.settings.policy == "mean" else make_policy
+        return State(dimensions=DIMENSIONS, make_policy=make, catalog=self.catalog,
                      limits=self.limits)  # fmt: skip
 
     def decide(self, requests: list[Incoming], *, now_ms: int) -> Decided:

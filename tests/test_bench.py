@@ -78,13 +78,12 @@ def test_growth_compares_the_ends_of_every_size() -> None:
     assert "us a decision" in growth.show(found)
 
 
-def test_what_weighs_more_is_found_to_weigh_more() -> None:
-    narrow = bytes_per_thing(count=1_024, features=8)
-    wide = bytes_per_thing(count=1_024, features=64)
-    # Four bytes a feature of the context that is kept, and the matrices of an arm.
-    assert 150 < wide["open_reservation"] - narrow["open_reservation"] < 300
-    assert wide["arm"] > 8 * 64 * 64 > narrow["arm"] > 0
-    assert 0 < wide["idle_budget"] < 4_000
+def test_things_have_weights() -> None:
+    found = bytes_per_thing(count=1_024, features=8)
+    # At least its row and its context of nine numbers; a budget holds sixteen and its name.
+    assert 150 < found["open_reservation"] < 2_000
+    assert 128 < found["idle_budget"] < 5_000
+    assert found["arm"] > 2 * 8 * 9 * 9
 
 
 def test_requests_are_due_once_they_were_sent_long_enough_ago() -> None:
