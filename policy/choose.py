@@ -227,7 +227,10 @@ def _within_ceilings(state: State, rounds: Round, row: int, path: Path) -> Bools
         return eligible
     cost = np.where(rounds.eligible[row], rounds.cost_nanousd[row] / NANO_PER_USD, np.inf)
     allowed: Bools = affordable(
-        pacing_of([state.budgets.paces[i] for i in bound]), state.budgets.plan(bound), cost
+        pacing_of([state.budgets.paces[i] for i in bound]),
+        state.budgets.plan(bound),
+        cost,
+        None if state.curve is None else state.curve.arm_cost_usd,
     )
     return allowed
 

@@ -29,10 +29,13 @@ class SpendCurve:
         Ascending; the first is 0.
     cost_usd : ndarray, shape (g,)
         Mean cost of a request at a price just above that of the same index; never increasing.
+    arm_cost_usd : ndarray, shape (k,), optional
+        Mean cost of a request at each arm; infinite for an arm that was never eligible.
     """
 
     dual_price: Floats
     cost_usd: Floats
+    arm_cost_usd: Floats | None = None
 
     def price_at(self, target_usd: Floats) -> Floats:
         """Return the least dual price at which the mean cost is at most the target.
@@ -96,6 +99,9 @@ def spend_curve(reward: Floats, cost_usd: Floats, eligible: Bools) -> SpendCurve
     value = np.where(usable, reward[rows], -np.inf)
     cost = np.where(usable, cost_usd[rows], np.inf)
     index = np.arange(len(value))
+    counts = usable.sum(axis=0)
+    sums = np.where(usable, cost, 0.0).sum(axis=0)
+    arm_cost = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     # At price zero: the best reward, and of equal ones the cheapest.
     best = value.max(axis=1)
     now = np.where(value == best[:, None], cost, np.inf).argmin(axis=1)
@@ -122,4 +128,6 @@ def spend_curve(reward: Floats, cost_usd: Floats, eligible: Bools) -> SpendCurve
     price = np.minimum(np.concatenate(prices), PRICE_MAX)
     order = np.argsort(price, kind="stable")
     spent = start - np.cumsum(np.concatenate(drops)[order]) / len(value)
-    return SpendCurve(dual_price=price[order], cost_usd=np.maximum(spent, 0.0))
+    return SpendCurve(
+        dual_price=price[order], cost_usd=np.maximum(spent, 0.0), arm_cost_usd=arm_cost
+    )

@@ -54,16 +54,18 @@ HORIZON = 200.0
 """Requests over which a balance is made good."""
 SAFETY = 2.0
 """Standard deviations of the open calls' cost that are held back below a ceiling."""
-SAFETY_OWN = 5.0
-"""The same for the call to be decided, beyond one ceiling: what a surprise takes away is missed by
-many cheaper calls that gain more from it."""
+SAFETY_OWN = 8.0
+"""The same for the call to be decided, beyond a few ceilings: answers have long tails, and what a
+surprise takes away is missed by many cheaper calls that gain more from it."""
 MODEST = 3.0
 """Calls of up to so many ceilings need no such margin."""
 START_REQUESTS, START_FADES = 5.0, 50.0
 """So many ceilings may be run ahead at the start, forgotten over so many requests: the first
 choices follow the dual price, not the accident of what a single call has cost."""
+HELD_MOST = 0.25
+"""Share of a ceiling by which what is held for calls in flight may lower the target."""
 BURST_REQUESTS = 50.0
-"""Arms below a ceiling may run ahead of it by so many ceilings."""
+"""The cheapest arm may run ahead of a ceiling by so many ceilings; surprises may do so, too."""
 _NOISE_GUESS = 0.25  # answers are half as long or twice as long as expected, mostly
 _PID = (0.05, 0.5, 0.05)
 
@@ -133,9 +135,12 @@ def target_usd(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
     held = SAFETY * _open_deviation(pacing)
     by_request = ~np.isnan(plan.per_request_usd)
     ceiling = AIM * np.where(by_request, plan.per_request_usd, 0.0)
-    balance = ceiling * pacing["requests"] - pacing["spent_usd"] - held
-    # A large credit may double the spend, not release it at once.
-    per_request = ceiling + np.minimum(balance / HORIZON, ceiling)
+    balance = ceiling * pacing["requests"] - pacing["spent_usd"]
+    # A large credit may double the spend, not release it at once. What is held for calls in flight
+    # bars dear arms (:func:`affordable`) and must not drive requests off those that are cheap.
+    per_request = ceiling + np.minimum((balance - held) / HORIZON, ceiling)
+    least = ceiling + np.minimum(balance / HORIZON, 0.0) - HELD_MOST * ceiling
+    per_request = np.maximum(per_request, least)
     left = plan.limit_usd - pacing["spent_usd"]
     left_ms = np.maximum(plan.window_end_ms - now_ms, 0).astype(np.float64)
     by_clock = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
@@ -175,14 +180,17 @@ def allowance_usd(pacing: Pacing, plan: Plan) -> Floats:
     return np.where(np.isnan(plan.per_request_usd), np.inf, room)
 
 
-def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
+def affordable(
+    pacing: Pacing, plan: Plan, cost_usd: Floats, arm_cost_usd: Floats | None = None
+) -> Bools:
     """Return which arms one request may use under all per-request ceilings of its budgets.
 
-    An arm dearer than a ceiling must be paid from what was saved: it fits if its expected cost,
-    with a margin for its own uncertainty, stays below :func:`allowance_usd`. An arm
-    below the ceiling brings the mean down: it may run ahead of the line by ``BURST_REQUESTS``
-    ceilings, the stated burst, which true costs above expectation may have used. The cheapest
-    arm is refused only if it is above the ceiling and would run further ahead.
+    A call dearer than a ceiling must be paid from what was saved: it fits if its expected cost,
+    with a margin for its own uncertainty, stays below :func:`allowance_usd`. A call below the
+    ceiling brings the mean down, and so do the calls of an arm whose mean is below it, the dear
+    ones among them included: they fit even while a surprise is made good. The cheapest arm is
+    refused only if it is above the ceiling and would run ahead of the line by more than
+    ``BURST_REQUESTS`` ceilings, the stated burst.
 
     Parameters
     ----------
@@ -190,6 +198,8 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
         Of the budgets of the request, shape (m,).
     cost_usd : ndarray, shape (k,)
         Expected dollars of the eligible arms; inf for the others.
+    arm_cost_usd : ndarray, shape (k,), optional
+        Mean dollars of each arm's calls (:class:`policy.curve.SpendCurve`).
 
     Returns
     -------
@@ -203,8 +213,10 @@ def affordable(pacing: Pacing, plan: Plan, cost_usd: Floats) -> Bools:
     after = pacing["spent_usd"][:, None] + cost
     ahead = after <= ceiling * (pacing["requests"][:, None] + 1.0 + BURST_REQUESTS)
     below = cost <= ceiling
+    if arm_cost_usd is not None:
+        below |= arm_cost_usd <= AIM * ceiling
     cheapest = cost_usd == cost_usd.min()
-    fits = np.where(cheapest, below | ahead, np.where(below, ahead, saved)).all(axis=0)
+    fits = np.where(cheapest, below | ahead, below | saved).all(axis=0)
     result: Bools = finite & fits
     return result
 
