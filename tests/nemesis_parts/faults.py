@@ -22,6 +22,7 @@ WORKERS_WANTED = (1, 4, 2, 3, 4, 2)
 QUIET_S = 12.0
 """After so long without a decision no fault is done to workers or broker until there is one."""
 SLOW_S = 0.08
+ARRIVING_S = 1.5
 TAKEN_OVER_S = 15.0
 """How long others may take to take over before a sleeper is woken all the same."""
 SIGHT_S = 3.0
@@ -148,7 +149,10 @@ class Nemesis:
 
     async def _until_taken_over(self, kind: str, length_s: float) -> None:
         """Wait so long, and on until all partitions are worked on by others."""
-        before, began = dict(self._reached(kind)), time.monotonic()
+        began = time.monotonic()
+        # What was under way may still arrive.
+        await asyncio.sleep(min(ARRIVING_S, length_s))
+        before = dict(self._reached(kind))
         deadline = began + (TAKEN_OVER_S if len(self._cluster.up(kind)) > 1 else length_s)
         while time.monotonic() < deadline:
             now = self._reached(kind)
