@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy.shrinkage import own_strength
 from policy.terms import Floats
 
 
@@ -64,7 +65,8 @@ class Solver:
     Prompts that are hard or long are so for every model. An arm's slopes are therefore shrunk
     towards those of all arms together (each about its own mean), and the shared ones towards 0,
     by as many observations of one feature's mean square as make the features explain the share
-    ``signal`` of the variance beforehand: ``(d - 1) / signal``.
+    ``signal`` of the variance beforehand: ``(d - 1) / signal``. How far an arm's own slopes are
+    shrunk follows from how much the arms were seen to differ (:mod:`policy.shrinkage`).
 
     Parameters
     ----------
@@ -105,7 +107,8 @@ class Solver:
         base = np.empty((len(weight), width))
         base[:, :last] = slopes
         base[:, last] = prior - centre @ slopes
-        ridge = np.append(np.full(last, strength), 1.0)
+        own = own_strength(matrices, slopes, expected=strength, noise=self._noise)
+        ridge = np.append(np.full(last, own), 1.0)
         inverses = self._inverted(moments, ridge)
         moment = matrices[:, :width, width]
         theta = np.einsum("kij,kj->ki", inverses, moment + ridge * base)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from policy.linear import Solution, Solver
 from policy.moments import BLOCK, Moments
+from policy.shrinkage import own_strength
 from policy.terms import Floats
 
 WIDTH = 5
@@ -213,3 +214,38 @@ def test_kept_inverses_change_nothing() -> None:
         fresh = Solver(signal=0.1, noise=0.2).solve(moments, prior=np.zeros(3))
         assert found.theta.tobytes() == fresh.theta.tobytes()
         assert found.inverses.tobytes() == fresh.inverses.tobytes()
+
+
+def stacked(slopes: list[float], count: int) -> Floats:
+    """Return the moments of arms that differ in the slope of the first feature."""
+    rng = np.random.default_rng(11)
+    matrices = []
+    for slope in slopes:
+        x = np.column_stack([rng.normal(size=(count, 8)), np.ones(count)])
+        y = 0.5 + slope * x[:, 0] + 0.2 * rng.normal(size=count)
+        z = np.column_stack([x, y])
+        matrices.append(z.T @ z)
+    return np.stack(matrices)
+
+
+def test_own_slopes_are_shrunk_as_much_as_arms_are_alike() -> None:
+    shared = np.append(0.1, np.zeros(7))
+    alike = own_strength(stacked([0.1] * 6, 400), shared, expected=80.0, noise=0.2)
+    unlike = own_strength(
+        stacked([0.5, -0.3, 0.4, -0.2, 0.3, -0.1], 400), shared, expected=80.0, noise=0.2
+    )
+    assert alike > 4 * 80.0
+    assert unlike < 80.0 / 4
+    assert own_strength(stacked([0.1], 2), shared, expected=80.0, noise=0.2) == 80.0
+
+
+def test_centring_is_exact() -> None:
+    matrices, shared = stacked([0.4, 0.0], 60), np.append(0.2, np.zeros(7))
+    moved = matrices.copy()
+    for matrix in moved:
+        # The same observations with every feature 3 higher and the value 7 higher.
+        shift = np.eye(10)
+        shift[:8, 8], shift[9, 8] = 3.0, 7.0
+        matrix[:] = shift @ matrix @ shift.T
+    found = [own_strength(m, shared, expected=8.0, noise=0.2) for m in (matrices, moved)]
+    assert found[0] == found[1]
