@@ -217,5 +217,7 @@ def _learn(
             cost_nanousd=cost,
             output_tokens=None if cost is None else arrival.output_tokens,
             price=None if cost is None else row.price(),
+            latency_ms=None if cost is None else arrival.latency_ms,
+            against=arrival.against if rewarded else None,
         )
     )

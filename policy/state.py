@@ -77,6 +77,7 @@ class Arrival:
     reward_print: int = 0
     latency_ms: int | None = None
     error: bool = False
+    against: str | None = None
 
 
 class State:

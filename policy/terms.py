@@ -106,7 +106,8 @@ class Learning:
 
     ``age`` is how many decisions of this partition were made since this one. ``cost_nanousd`` is
     the true cost; ``output_tokens`` is known when usage was reported. ``price`` is the price that
-    the decision had pinned; None means the arm's current one.
+    the decision had pinned; None means the arm's current one. ``against`` is the arm whose answer
+    a comparative reward compares with.
     """
 
     arm: str
@@ -117,6 +118,8 @@ class Learning:
     cost_nanousd: int | None = None
     output_tokens: int | None = None
     price: Price | None = None
+    latency_ms: int | None = None
+    against: str | None = None
 
 
 class Policy(Protocol):

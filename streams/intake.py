@@ -122,6 +122,8 @@ class Intake:
             if usage is None
             else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         )
+        compared = outcome.against is not None
+        judged = (outcome.reward, outcome.against) if compared else outcome.reward
         return Arrival(
             offset=offset,
             id=identity,
@@ -132,9 +134,10 @@ class Intake:
             cost_nanousd=outcome.cost_nanousd,
             usage_print=_print(repr((*tokens, outcome.cost_nanousd)).encode()),
             reward=outcome.reward,
-            reward_print=_print(repr(outcome.reward).encode()),
+            reward_print=_print(repr(judged).encode()),
             latency_ms=outcome.latency_ms,
             error=outcome.error is not None,
+            against=outcome.against,
         )
 
 
