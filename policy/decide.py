@@ -177,7 +177,7 @@ def take(
         price=price,
     )
     remembered.add(offset, row, request.features)
-    if choice.arm is not None and state.gate.passes(("arm", choice.arm)):
+    if choice.arm is not None and state.gate.passes(state.page_of_arm(choice.arm)):
         features = request.features.astype(np.float64)
         state.policy.decided(choice.arm, features, explored=choice.explored)
     state.budgets.take(

@@ -15,7 +15,11 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 PageKey = tuple[str, int | str]
-"""Kind of page (``budget``, ``arm``, ``window``, ``reservation``, ``ring``) and which of them."""
+"""Kind of page (``budget``, ``arm``, ``window``, ``reservation``, ``ring``) and which of them.
+
+``learned`` is one page for all arms, in place of their own (``policy.terms.SpansArms``).
+"""
+LEARNED: PageKey = ("learned", "")
 
 
 class Position(NamedTuple):

@@ -203,7 +203,7 @@ def _learn(
         latency_ms=None if cost is None else arrival.latency_ms,
         error=arrival.error,
     )
-    if (cost is None and reward is None) or not state.gate.passes(("arm", arm)):
+    if (cost is None and reward is None) or not state.gate.passes(state.page_of_arm(arm)):
         return
     if cost is not None and arrival.output_tokens is not None:
         state.lengths_of(arm).add(arrival.output_tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -79,6 +80,7 @@ class StageRoute(MeansPolicy):
     """
 
     name = "stageroute"
+    spans_arms: Literal[True] = True
     OPTIONS = MeansPolicy.OPTIONS | {
         "ceiling", "horizon", "stages", "arms_max", "capacity", "radius", "inner", "inner.*"
     }  # fmt: skip

@@ -7,7 +7,7 @@ record; ``policy.recover`` brings it back after a kill.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -19,9 +19,9 @@ from policy.catalog import Catalog
 from policy.curve import SpendCurve, spend_curve
 from policy.lengths import OutputLengths
 from policy.money import Price
-from policy.pages import Gate, PageKey, Position
+from policy.pages import LEARNED, Gate, PageKey, Position
 from policy.reservations import Reservations
-from policy.terms import Bools, Contexts, Floats, Ints, Policy, Settings
+from policy.terms import Bools, Contexts, Floats, Ints, Policy, Settings, SpansArms
 from policy.windows import RewardWindows
 
 RING = 256
@@ -99,6 +99,7 @@ class State:
         self.windows = RewardWindows(self.gate)
         self.lengths: dict[str, OutputLengths] = {}
         self.policy = make_policy(catalog.settings)
+        self._spans_arms = isinstance(self.policy, SpansArms)
         self.deferred: dict[str, deque[Incoming]] = {}
         self.waiting: dict[bytes, int] = {}
         self.freed: set[str] = set()
@@ -129,6 +130,16 @@ class State:
     def lengths_of(self, arm: str) -> OutputLengths:
         """Return the output lengths of an arm; empty ones for a new arm."""
         return self.lengths.setdefault(arm, OutputLengths())
+
+    def page_of_arm(self, arm: str) -> PageKey:
+        """Return the page that holds what was learned of an arm."""
+        return LEARNED if self._spans_arms else ("arm", arm)
+
+    def arms_of(self, pages: Iterable[PageKey]) -> list[str]:
+        """Return the arms of which these pages hold what was learned."""
+        if LEARNED in (pages := list(pages)):
+            return [arm.arm for arm in self.catalog.arms]
+        return [str(key) for kind, key in pages if kind == "arm"]
 
     def remember_context(
         self, features: NDArray[np.float32], input_tokens: int, max_output_tokens: int
@@ -189,8 +200,10 @@ class State:
         elif kind == "window":
             data = self.windows.dump_page(str(key))
         elif kind == "arm":
+            data = self._dump_arm(str(key))
+        elif kind == "learned":
             data = msgspec.msgpack.encode(
-                [self.policy.dump(str(key)), self.lengths_of(str(key)).dump()]
+                [(arm.arm, self._dump_arm(arm.arm)) for arm in self.catalog.arms]
             )
         else:
             kept = [self._ring_count, self._ring_features.tobytes(), self._ring_tokens.tobytes()]
@@ -209,16 +222,25 @@ class State:
         elif kind == "window":
             self.windows.load_page(str(key), data)
         elif kind == "arm":
-            policy, lengths = msgspec.msgpack.decode(data)
-            self.lengths_of(str(key)).load(lengths)
-            try:
-                self.policy.load(str(key), policy)
-            except ValueError:
-                # Learned by another policy, or from other features: it learns anew.
-                self.unlearned.append(str(key))
+            self._load_arm(str(key), data)
+        elif kind == "learned":
+            for arm, learned in msgspec.msgpack.decode(data):
+                self._load_arm(arm, learned)
         else:
             count, features, tokens = msgspec.msgpack.decode(data)
             if len(features) == self._ring_features.nbytes:
                 self._ring_count = count
                 self._ring_features = np.frombuffer(features, "<f4").reshape(RING, -1).copy()
                 self._ring_tokens = np.frombuffer(tokens, "<i8").reshape(RING, 2).copy()
+
+    def _dump_arm(self, arm: str) -> bytes:
+        return msgspec.msgpack.encode([self.policy.dump(arm), self.lengths_of(arm).dump()])
+
+    def _load_arm(self, arm: str, data: bytes) -> None:
+        policy, lengths = msgspec.msgpack.decode(data)
+        self.lengths_of(arm).load(lengths)
+        try:
+            self.policy.load(arm, policy)
+        except ValueError:
+            # Learned by another policy, or from other features: it learns anew.
+            self.unlearned.append(arm)

@@ -7,7 +7,7 @@ Shapes use ``n`` for the requests of one batch, ``k`` for the arms of the catalo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +155,17 @@ class Policy(Protocol):
 
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
+
+
+@runtime_checkable
+class SpansArms(Protocol):
+    """A policy in which what is learned of one arm changes what is held of the others.
+
+    Its arms are checkpointed together: a kill between the pages of two arms would leave a state
+    that never was.
+    """
+
+    spans_arms: Literal[True]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

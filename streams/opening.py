@@ -13,15 +13,16 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from policy.acceptance import PARK_MS
 from policy.catalog import Catalog
 from policy.decide import Choice
 from policy.money import Price
-from policy.pages import Position
+from policy.pages import PageKey
 from policy.recover import Folded, finish, fold_decisions, load, needed
 from policy.registry import make_policy
 from policy.state import Incoming, Limits, State
 from streams import topics
-from streams.checkpoints import FORMAT, POSITION_KEY, Kept, parse_page_key, read_position
+from streams.checkpoints import FORMAT, POSITION_KEY, Kept, read_position, whole_pages
 from streams.faust_batches import CheckpointTable
 from streams.following import Follower
 from streams.intake import Intake
@@ -69,8 +70,8 @@ class Opener:
             catalog=catalog,
             limits=self.limits,
         )
-        pages, position = await self._checkpoint(number)
-        load(state, {parse_page_key(k): v for k, v in pages.items()}, position=position)
+        kept, pages = await self._checkpoint(number)
+        load(state, pages, position=kept.position)
         letters = DeadLetters(
             partition=number,
             outbox=Outbox(self.producer, topics.DEAD_LETTERS, number),
@@ -87,50 +88,54 @@ class Opener:
             state=state,
             follower=self.follower,
             make_intake=lambda: self.make_intake(state.catalog),
-            tables=self.tables,
+            tables={name: table.reigning(number) for name, table in self.tables.items()},
             decisions=Outbox(self.producer, topics.DECISIONS, number),
             dead_letters=letters,
             statistics=Outbox(self.producer, topics.STATISTICS, 0),
             metrics=self.metrics,
             features=self.features(),
-            committed_outcomes=position.outcomes,
+            committed_outcomes=kept.outcomes,
             lock=asyncio.Lock(),
             topic_ids=list(self.topic_ids),
+            learned=kept.learned,
         )
 
-    async def _checkpoint(self, number: int) -> tuple[dict[bytes, bytes], Position]:
-        """Return the pages of the tables, and the position from which to fold over them.
+    async def _checkpoint(self, number: int) -> tuple[Kept, dict[PageKey, bytes]]:
+        """Return what is kept of the partition: from where to fold, and over which pages.
 
         Raises
         ------
         TopicRecreatedError
             If the pages follow from other topics than those that there are now.
         """
-        pages: dict[bytes, bytes] = {}
+        nothing = Kept(0, 0, 0, FORMAT)
+        values: dict[bytes, bytes] = {}
         for table in self.tables.values():
-            pages.update(table.values(number))
-        position = Position()
-        packed = pages.pop(POSITION_KEY, None)
-        if packed is not None:
-            kept = msgspec.msgpack.decode(packed, type=Kept)
-            if self.topic_ids:
-                check_ids(kept.topics, self.topic_ids)
-            if kept.format != FORMAT:
-                logger.warning("partition %s: pages of format %s, folding", number, kept.format)
-                return {}, Position()
-            position = kept.position
+            values.update(table.values(number))
+        packed = values.get(POSITION_KEY)
+        kept = nothing if packed is None else msgspec.msgpack.decode(packed, type=Kept)
+        if packed is not None and self.topic_ids:
+            check_ids(kept.topics, self.topic_ids)
+        if kept.format != FORMAT:
+            logger.warning("partition %s: pages of format %s, folding", number, kept.format)
+            return nothing, {}
         late = self.late_values(number)
         if not late:
-            return pages, position
+            return kept, whole_pages(values, kept)
         # Exact is what follows from the whole log. A late page is exact in its money too, but
         # may have learned in another order than the log says.
         begins = [(await self.reader.bounds(topic, number))[0] for topic in LOGS]
         logger.warning("partition %s: %s values were written too late", number, len(late))
         if not any(begins):
-            return {}, Position()
-        positions = [position, *(read_position(key, value) for key, value in late.items())]
-        late.pop(POSITION_KEY, None)
-        return {**pages, **late}, Position(*map(min, zip(*positions, strict=True)))
+            # What was learned must not be written where the last writing may be relied on.
+            return Kept(0, 0, 0, FORMAT, kept.topics, kept.learned), {}
+        positions = [kept.position, *(read_position(key, value) for key, value in late.items())]
+        decisions, outcomes, clock_ms = map(min, zip(*positions, strict=True))
+        # Outcomes that were parked when a late page was written had no effect yet.
+        parked = await self.reader.offset_at(topics.OUTCOMES, number, clock_ms - PARK_MS)
+        outcomes = min(outcomes, parked)
+        whole = whole_pages({**late, **values}, kept)
+        return Kept(decisions, outcomes, clock_ms, FORMAT, kept.topics, kept.learned), whole
 
     async def _fold(self, state: State, letters: DeadLetters) -> None:
         """Fold what the logs hold beyond the pages; see ``policy.recover``.

@@ -51,6 +51,7 @@ class Partition:
     lock: asyncio.Lock
     committed_requests: int | None = None
     topic_ids: list[bytes] = field(default_factory=list)
+    learned: tuple[int, int] = (0, 0)
     _requests_next: int | None = None
     _checkpoints: int = 0
     _kept: Kept | None = None
@@ -229,8 +230,7 @@ class Partition:
             state = self.state
             pages = [p for p in state.gate.dirty if late or p[0] != "reservation"]
             dumped = {page: state.dump_page(page) for page in pages}
-            arms = [str(key) for kind, key in pages if kind == "arm"]
-            learned = {arm: state.policy.dump(arm) for arm in arms}
+            learned = {arm: state.policy.dump(arm) for arm in state.arms_of(pages)}
             dirty = {page: state.gate.dirty.pop(page) for page in pages}
             forgotten = state.reservations.forget()
             low = state.low()
@@ -238,12 +238,14 @@ class Partition:
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
         try:
-            await write_pages(self.tables, self.number, dumped, forgotten)
+            self.learned = await write_pages(
+                self.tables, self.number, dumped, forgotten, self.learned
+            )
         except BaseException:
             # Some may not be durable: no later checkpoint may rely on them.
             state.gate.dirty.update(dirty)
             raise
-        kept = Kept(*low, FORMAT, self.topic_ids)
+        kept = Kept(*low, FORMAT, self.topic_ids, self.learned)
         if kept != self._kept:
             await write_position(self.tables, self.number, kept)
             self._kept = kept

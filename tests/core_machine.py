@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from policy.acceptance import PARK_MS
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import Choice, Decided, decide
 from policy.money import Price
@@ -22,6 +23,7 @@ from policy.recover import (
     needed,
     page_position,
 )
+from policy.registry import make_policy
 from policy.settle import Verdict, settle
 from policy.state import Arrival, Incoming, Limits, State
 from policy.terms import Arm, Contexts, Floats, Learning, Ranking, Settings
@@ -84,9 +86,13 @@ class MeanPolicy:
         return self.sums.setdefault(arm, np.zeros(5))
 
 
-def catalog(*, limit: int = 10_000_000, window: str = "total", paced: bool = True) -> Catalog:
+def catalog(
+    *, limit: int = 10_000_000, window: str = "total", paced: bool = True, policy: str = "mean",
+    **options: float,
+) -> Catalog:  # fmt: skip
     """Return two arms, and a root with a team and two keys below it."""
-    result = Catalog(settings=Settings(dimensions=DIMENSIONS, policy="mean"))
+    settings = Settings(dimensions=DIMENSIONS, policy=policy, options=dict(options))
+    result = Catalog(settings=settings)
     result = result.with_arm(
         Arm(arm="small", price=Price(version=1, input=100_000, output=200_000))
     )
@@ -150,7 +156,8 @@ class Machine:
         self.state = self.new_state()
 
     def new_state(self) -> State:
-        return State(dimensions=DIMENSIONS, make_policy=MeanPolicy, catalog=self.catalog,
+        make = MeanPolicy if self.catalog.settings.policy == "mean" else make_policy
+        return State(dimensions=DIMENSIONS, make_policy=make, catalog=self.catalog,
                      limits=self.limits)  # fmt: skip
 
     def decide(self, requests: list[Incoming], *, now_ms: int) -> Decided:
@@ -213,6 +220,10 @@ class Machine:
             page, value = self.older[number % len(self.older)]
             tables = {**self.tables, page: value}
             position = Position(*map(min, zip(self.kept, page_position(value), strict=True)))
+            # What was parked then had no effect yet.
+            since_ms = position.clock_ms - PARK_MS
+            parked = next((a.offset for a in self.outcomes if a.at_ms >= since_ms), 0)
+            position = position._replace(outcomes=min(position.outcomes, parked))
             self.state = self.recovered(tables, position)
 
     def crash(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,31 @@ def test_the_log_gives_the_same_state_back(
     steps: list[tuple], limit: int, deferred_max: int
 ) -> None:
     limits = Limits(reservation_ttl_ms=500, defer_ms=300, deferred_max=deferred_max)
-    machine = Machine(catalog(limit=limit, window="1s"), limits=limits)
+    live_through(Machine(catalog(limit=limit, window="1s"), limits=limits), steps)
+
+
+SPANNING = {
+    "port": {"budget.small": 0.0005, "budget.large": 0.003, "resolve": 4, "horizon": 60,
+             "sample": 8, "history": 4},
+    "stageroute": {"horizon": 24, "stages": 8, "arms_max": 1, "ceiling": 0.0002},
+    "knn-cost": {"history": 4},
+    "pareto": {},
+}  # fmt: skip
+"""Policies that come with the product, and options with which much happens in a few decisions."""
+
+
+@pytest.mark.parametrize("policy", SPANNING)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(steps=steps)
+def test_what_spans_arms_comes_back_too(policy: str, steps: list[tuple]) -> None:
+    options = SPANNING[policy]
+    limits = Limits(reservation_ttl_ms=500, defer_ms=300)
+    machine = Machine(catalog(limit=10**8, window="1s", policy=policy, **options), limits=limits)
+    live_through(machine, steps)
+
+
+def live_through(machine: Machine, steps: list[tuple]) -> None:
+    """Let all of this happen; whatever is killed, the state comes back byte for byte."""
     now = 1_000_000
     for kind, count, amount in steps:
         if kind == "decide":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import faust
@@ -79,11 +80,21 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         """
         return dict(self._late.get(partition, {}))
 
-    async def put(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
+    def reigning(self, partition: int) -> ReigningTable:
+        """Return the table for whoever has taken the partition over now, until it is given up.
+
+        A process may lose a partition and get it back while its former self is about to write.
+        """
+        return ReigningTable(self, self._reigns[partition])
+
+    async def put(
+        self, partition: int, values: Mapping[bytes, bytes | None], *, reign: int | None = None
+    ) -> None:
         """Write values (None deletes) and return when all are durable; may be repeated.
 
         Calls for the same partition happen one after the other, in order. If it raises another
-        error than those below, some of the values may be durable: repeat it or exit.
+        error than those below, some of the values may be durable: repeat it or exit. With
+        ``reign``, it writes in that reign only.
 
         Raises
         ------
@@ -99,11 +110,15 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             if size > VALUE_BYTES_MAX:
                 raise ValueTooLargeError(self.name, key, size, VALUE_BYTES_MAX)
         # Not to be interrupted between the broker's answer and the local update.
-        await asyncio.shield(asyncio.ensure_future(self._write(partition, dict(values))))
+        await asyncio.shield(asyncio.ensure_future(self._write(partition, dict(values), reign)))
 
-    async def _write(self, partition: int, values: dict[bytes, bytes | None]) -> None:
+    async def _write(
+        self, partition: int, values: dict[bytes, bytes | None], reign: int | None
+    ) -> None:
         async with self._locks[partition]:
             current = self._owned(partition)
+            if reign not in (None, self._reigns.get(partition)):
+                raise PartitionNotOwnedError(self.name, partition)
             if not await self.app.consumer.confirm_membership():
                 raise PartitionNotOwnedError(self.name, partition)
             # We may have lost the partition and taken it over again while we waited: what was
@@ -188,6 +203,18 @@ class CheckpointTable(faust.Table[bytes, bytes]):
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise TypeError(f"write to table {self.name!r} with put()")
+
+
+@dataclass(frozen=True, slots=True)
+class ReigningTable:
+    """A table in one reign."""
+
+    table: CheckpointTable
+    reign: int
+
+    async def put(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
+        """Write values as the table does; :class:`PartitionNotOwnedError` after the reign."""
+        await self.table.put(partition, values, reign=self.reign)
 
 
 def _reign_of(record: Any) -> int:
