@@ -105,7 +105,9 @@ def _lessons(
         reward=np.where(reward[some], arrivals.reward[some], np.nan),
         cost_nanousd=cost[some],
         output_tokens=np.where(cost >= 0, arrivals.output_tokens, UNKNOWN)[some],
+        latency_ms=np.where(cost >= 0, arrivals.latency_ms, UNKNOWN)[some],
         prices=_prices(rows[some], cost[some]),
+        against=[arrivals.against[row] if reward[row] else None for row in some.tolist()],
     )
 
 

@@ -66,10 +66,11 @@ class Neighbours:
         """Their orders, shape (m,)."""
         return self._orders[: self._size].copy()
 
-    def add(self, vector: Floats, values: Floats, *, order: int = 0) -> None:
+    def add(self, vector: Floats, values: Floats, *, order: int = 0) -> bool:
         """Add a point, or complete a recent one that has the same vector and lacks these values.
 
-        Cost and reward of one call may arrive apart; they belong to one point.
+        Cost and reward of one call may arrive apart; they belong to one point. Returns whether
+        there is a new point.
         """
         # What is stored is what is compared, so a restored index holds the same numbers.
         rounded = np.clip(vector, -60_000.0, 60_000.0).astype(np.float16)
@@ -79,7 +80,7 @@ class Neighbours:
         same &= np.isnan(self._values[start : self._size][:, known]).all(axis=1)
         if same.any():
             self._values[start + int(np.argmax(same)), known] = values[known]
-            return
+            return False
         if self._size == self._capacity:
             kept = self._capacity // 2
             for array in (self._vectors, self._values, self._orders):
@@ -90,6 +91,7 @@ class Neighbours:
         self._orders[self._size] = order
         self._index.add(self._size, rounded.astype(np.float32), threads=1)
         self._size += 1
+        return True
 
     def means(
         self, queries: Floats, *, count: int, sharpness: float = 0.0
@@ -228,8 +230,9 @@ class NeighbourPolicy(MeansPolicy):
             points = Neighbours(len(vector), _COLUMNS, capacity=self._history)
             self._points[learning.arm] = points
         # Rounded as in a dump, so that a restored policy knows the same numbers.
-        points.add(vector, values.astype(np.float32).astype(np.float64), order=self._order)
-        self._order += 1
+        rounded = values.astype(np.float32).astype(np.float64)
+        # The next order must follow from the points alone: a dump has nothing else.
+        self._order += points.add(vector, rounded, order=self._order)
 
     def dump(self, arm: str) -> bytes:
         """Return the sums of one arm, then its points."""

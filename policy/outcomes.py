@@ -29,6 +29,7 @@ class Arrival:
     reward_print: int = 0
     latency_ms: int | None = None
     error: bool = False
+    against: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +51,7 @@ class Arrivals:
     reward_print: NDArray[np.uint64]
     latency_ms: Ints
     error: Bools
+    against: list[str | None]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,6 +88,7 @@ class Arrivals:
             reward_print=np.array([a.reward_print for a in arrivals], np.uint64),
             latency_ms=whole([a.latency_ms for a in arrivals]),
             error=np.array([a.error for a in arrivals], np.bool_),
+            against=[a.against for a in arrivals],
         )
 
     def between(self, first: int, last: int) -> Arrivals:
@@ -115,6 +118,7 @@ class Arrivals:
             reward_print=self.reward_print.item(row),
             latency_ms=known(self.latency_ms),
             error=self.error.item(row),
+            against=self.against[row],
         )
 
 

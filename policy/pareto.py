@@ -15,6 +15,9 @@ import numpy as np
 
 from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState
 from policy.chance import uniforms
+from policy.extra import Scored
+from policy.extras import OPTIONS as EXTRA_OPTIONS
+from policy.extras import Extras
 from policy.linear import Solution, Solver
 from policy.mixing import Forced, mix, thompson
 from policy.money import NANO_PER_USD, Price
@@ -45,6 +48,8 @@ _OPTIONS: dict[str, float | str] = {
 _REWARD_PRIOR, _LENGTH_PRIOR = 0.5, float(np.log1p(300.0))
 _LENGTH_SIGNAL = 0.3
 _LOG_TOKENS_MAX = 18.5
+_EXTRA = 4
+"""Bytes that say how many the options keep of an arm; these come next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,6 +79,8 @@ class Pareto:
     signal : float
         Share of the reward's variance that features are expected to explain.
 
+    Further options are those of :class:`policy.extras.Extras`.
+
     References
     ----------
     .. [1] Li, Chu, Langford, Schapire, arXiv:1003.0146 (LinUCB).
@@ -84,10 +91,11 @@ class Pareto:
     name = "pareto"
 
     def __init__(self, settings: Settings) -> None:
-        unknown = settings.options.keys() - _OPTIONS.keys()
+        unknown = settings.options.keys() - _OPTIONS.keys() - EXTRA_OPTIONS
         if unknown:
             raise ValueError(f"pareto has no option {min(unknown)!r}")
-        options = _OPTIONS | settings.options
+        own = {name: v for name, v in settings.options.items() if name not in EXTRA_OPTIONS}
+        options = _OPTIONS | own
         algorithm = options.pop("algorithm")
         if algorithm not in ("ucb", "thompson"):
             raise ValueError(f"algorithm must be ucb or thompson, got {algorithm!r}")
@@ -106,6 +114,8 @@ class Pareto:
         self._arms: tuple[Arm, ...] = ()
         self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
+        self._extras = Extras(settings.options)
+        self.in_batches = not self._extras
         self._rewards = Solver(signal=numbers["signal"], noise=REWARD_NOISE)
         self._lengths = Solver(signal=_LENGTH_SIGNAL, noise=LENGTH_NOISE)
 
@@ -130,21 +140,26 @@ class Pareto:
         features = contexts.features
         priced = np.array([arm.price is not None for arm in self._arms], np.bool_)
         open_arms: Bools = eligible & priced
-        reward = np.clip(fit.reward.predict(features), -0.2, 1.2)
+        reward = fit.reward.predict(features)
+        if self._extras:
+            reward = self._extras.shifted([arm.arm for arm in self._arms], reward)
+        reward = np.clip(reward, -0.2, 1.2)
         cost = self._cost_usd(contexts, fit.length)
         charge = dual_price[:, None] * cost
         alpha = self._numbers["alpha"]
         width = alpha * fit.reward.deviation(features) if alpha > 0 else np.zeros_like(reward)
-        if self._thompson and alpha > 0:
-            score, shares = thompson(reward - charge, width, open_arms, contexts.seeds)
-        else:
-            score, shares = reward + width - charge, None
+        drawn = self._thompson and alpha > 0
+        score = self._adjusted(reward if drawn else reward + width, cost, charge, open_arms)
+        best_possible = self._adjusted(np.ones_like(reward), cost, charge, open_arms)
+        shares = None
+        if drawn:
+            score, shares = thompson(score, width, open_arms, contexts.seeds)
         score = np.where(priced, score, UNPRICED_SCORE)
         mixed = mix(
             score,
             shares,
             open_arms,
-            forced=self._forced(score, 1.0 - charge, open_arms),
+            forced=self._forced(score, best_possible, open_arms),
             epsilon=self._numbers["epsilon"],
             draws=(uniforms(contexts.seeds, stream=0), uniforms(contexts.seeds, stream=1)),
         )
@@ -159,6 +174,8 @@ class Pareto:
     def decided(self, arm: str, features: Floats, *, explored: bool) -> None:
         """Count the pull; forced pulls end by it, however late the outcomes come."""
         self._state(arm).pulls += 1
+        if self._extras:
+            self._extras.decided(arm)
 
     def decided_all(self, arm: str, features: Floats, *, explored: Bools) -> None:
         """Count the pulls."""
@@ -167,6 +184,8 @@ class Pareto:
     def learn(self, learning: Learning) -> None:
         """Take in one outcome, at once and in order; a late one weighs less."""
         self.learn_all(Lessons.of(learning))
+        if self._extras:
+            self._extras.learned(learning)
 
     def learn_all(self, lessons: Lessons) -> None:
         """Take in outcomes of one arm, in order."""
@@ -187,12 +206,15 @@ class Pareto:
 
     def dump(self, arm: str) -> bytes:
         """Return what was learned of one arm in this partition."""
-        return self._state(arm).dump()
+        extra = self._extras.dump(arm)
+        return len(extra).to_bytes(_EXTRA, "little") + extra + self._state(arm).dump()
 
     def load(self, arm: str, state: bytes) -> None:
         """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape."""
+        extra, state = _parts(state)
         loaded = self._new()
         loaded.restore(state)
+        self._extras.load(arm, extra)
         loaded.elsewhere = self._state(arm).elsewhere
         self._states[arm] = loaded
         self._fit = None
@@ -200,7 +222,7 @@ class Pareto:
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
         other = self._new()
-        other.restore(state)
+        other.restore(_parts(state)[1])
         self._state(arm).merge(
             source, other.experience(), other.reward.total(), other.length.total()
         )
@@ -226,6 +248,23 @@ class Pareto:
                 length=self._lengths.solve(lengths, prior=_prior(logs, lengths, _LENGTH_PRIOR)),
             )
         return self._fit
+
+    def _adjusted(
+        self, reward: Floats, cost_usd: Floats, charge: Floats, open_arms: Bools
+    ) -> Floats:
+        """Return the scores at these rewards, (n, k), with the options in them."""
+        score = reward - charge
+        if not self._extras:
+            return score
+        return self._extras.adjusted(
+            Scored(
+                arms=tuple(arm.arm for arm in self._arms),
+                score=score,
+                reward=reward,
+                cost_usd=cost_usd,
+                open_arms=open_arms,
+            )
+        )
 
     def _cost_usd(self, contexts: Contexts, lengths: Solution) -> Floats:
         """Return expected dollars, (n, k): mean of the log-normal length, at today's prices."""
@@ -284,6 +323,12 @@ class Pareto:
         if arm in self._states:
             return None
         raise UnknownArmError(arm)
+
+
+def _parts(state: bytes) -> tuple[bytes, bytes]:
+    """Return what the options keep of an arm, and what was learned of it."""
+    end = _EXTRA + int.from_bytes(state[:_EXTRA], "little")
+    return state[_EXTRA:end], state[end:]
 
 
 def _log(arm: Arm) -> float | None:

@@ -70,7 +70,9 @@ class State:
         self.windows = RewardWindows(self.gate)
         self.lengths: dict[str, OutputLengths] = {}
         self.policy = make_policy(catalog.settings)
-        self.batch_policy = self.policy if isinstance(self.policy, BatchPolicy) else None
+        self.batch_policy: BatchPolicy | None = None
+        if isinstance(self.policy, BatchPolicy) and self.policy.in_batches:
+            self.batch_policy = self.policy
         self._spans_arms = isinstance(self.policy, SpansArms)
         self.deferred: dict[str, deque[Incoming]] = {}
         self.waiting: dict[bytes, int] = {}

@@ -107,7 +107,8 @@ class Learning:
 
     ``age`` is how many decisions of this partition were made since this one. ``cost_nanousd`` is
     the true cost; ``output_tokens`` is known when usage was reported. ``price`` is the price that
-    the decision had pinned; None means the arm's current one.
+    the decision had pinned; None means the arm's current one. ``against`` is the arm whose answer
+    a comparative reward compares with.
     """
 
     arm: str
@@ -118,6 +119,8 @@ class Learning:
     cost_nanousd: int | None = None
     output_tokens: int | None = None
     price: Price | None = None
+    latency_ms: int | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,9 +134,10 @@ class Lessons:
     input_tokens, age : ndarray of int64, shape (n,)
     reward : ndarray, shape (n,)
         nan where unknown.
-    cost_nanousd, output_tokens : ndarray of int64, shape (n,)
+    cost_nanousd, output_tokens, latency_ms : ndarray of int64, shape (n,)
         Negative where unknown.
     prices : sequence of n Price or None
+    against : sequence of n str or None
     """
 
     arm: str
@@ -143,7 +147,9 @@ class Lessons:
     reward: Floats
     cost_nanousd: Ints
     output_tokens: Ints
+    latency_ms: Ints
     prices: Sequence[Price | None]
+    against: Sequence[str | None]
 
     def __len__(self) -> int:
         return len(self.age)
@@ -151,7 +157,7 @@ class Lessons:
     def __iter__(self) -> Iterator[Learning]:
         for row, price in enumerate(self.prices):
             reward, cost = self.reward.item(row), self.cost_nanousd.item(row)
-            output = self.output_tokens.item(row)
+            output, latency = self.output_tokens.item(row), self.latency_ms.item(row)
             yield Learning(
                 arm=self.arm,
                 features=self.features[row],
@@ -161,12 +167,14 @@ class Lessons:
                 cost_nanousd=None if cost < 0 else cost,
                 output_tokens=None if output < 0 else output,
                 price=price,
+                latency_ms=None if latency < 0 else latency,
+                against=self.against[row],
             )
 
     @classmethod
     def of(cls, learning: Learning) -> Lessons:
         """Return what one outcome teaches."""
-        cost, output = learning.cost_nanousd, learning.output_tokens
+        cost, output, latency = learning.cost_nanousd, learning.output_tokens, learning.latency_ms
         return cls(
             arm=learning.arm,
             features=np.asarray(learning.features)[None],
@@ -175,7 +183,9 @@ class Lessons:
             reward=np.array([np.nan if learning.reward is None else learning.reward]),
             cost_nanousd=np.array([-1 if cost is None else cost], np.int64),
             output_tokens=np.array([-1 if output is None else output], np.int64),
+            latency_ms=np.array([-1 if latency is None else latency], np.int64),
             prices=[learning.price],
+            against=[learning.against],
         )
 
 
@@ -216,7 +226,12 @@ class Policy(Protocol):
 
 @runtime_checkable
 class BatchPolicy(Policy, Protocol):
-    """A policy that takes many records at once; other policies are given them one by one."""
+    """A policy that takes many records at once; other policies are given them one by one.
+
+    ``in_batches`` is False where an option makes the order of different arms' records matter.
+    """
+
+    in_batches: bool
 
     def decided_all(self, arm: str, features: Floats, *, explored: Bools) -> None:
         """As :meth:`Policy.decided` for decisions in their order, features of shape (n, d)."""

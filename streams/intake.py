@@ -257,6 +257,11 @@ def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes])
         usage_print = scramble(usage_print ^ column.view(np.uint64))
     # A negative zero is the same reward.
     reward = 0.0 + np.array([np.nan if o.reward is None else o.reward for o in read], np.float64)
+    against = [outcome.against for outcome in read]
+    reward_print = scramble(reward.view(np.uint64))
+    for row in [row for row, arm in enumerate(against) if arm is not None]:
+        compared = _prints([f"{reward.item(row)} {against[row]}".encode()])
+        reward_print[row] = compared[0]
     return Arrivals(
         offsets=np.array([record.offset for record in records], np.int64),
         ids=ids,
@@ -267,9 +272,10 @@ def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes])
         cost_nanousd=columns[3],
         usage_print=usage_print,
         reward=reward,
-        reward_print=scramble(reward.view(np.uint64)),
+        reward_print=reward_print,
         latency_ms=_whole([outcome.latency_ms for outcome in read]),
         error=np.array([outcome.error is not None for outcome in read], np.bool_),
+        against=against,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from policy.acceptance import PARK_MS
 from policy.catalog import Catalog
 from policy.choices import Choice
 from policy.money import Price
@@ -132,6 +133,9 @@ class Opener:
             return Kept(0, 0, 0, FORMAT, kept.topics, kept.learned), {}
         positions = [kept.position, *(read_position(key, value) for key, value in late.items())]
         decisions, outcomes, clock_ms = map(min, zip(*positions, strict=True))
+        # Outcomes that were parked when a late page was written had no effect yet.
+        parked = await self.reader.offset_at(topics.OUTCOMES, number, clock_ms - PARK_MS)
+        outcomes = min(outcomes, parked)
         whole = whole_pages({**late, **values}, kept)
         return Kept(decisions, outcomes, clock_ms, FORMAT, kept.topics, kept.learned), whole
 

@@ -191,7 +191,8 @@ class Outcome(Record):
     ``usage`` (or ``cost_nanousd``, the amount on the provider's bill, which counts first) settles
     the reservation; ``reward`` teaches. They may come in one record or in two, in either order,
     and the first of each counts. An ``error`` alone settles nothing: say ``usage`` zero if the
-    failed call was free.
+    failed call was free. A reward that only compares says ``against`` which arm's answer: 1 for
+    the better one, 0 for the worse, 0.5 for alike.
     """
 
     request_id: Identifier
@@ -199,6 +200,7 @@ class Outcome(Record):
     usage: Usage | None = None
     cost_nanousd: Annotated[int, Meta(ge=0, le=BILL_MAX)] | None = None
     reward: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    against: ArmId | None = None
     latency_ms: Annotated[int, Meta(ge=0, le=86_400_000)] | None = None
     error: Text | None = None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from policy.acceptance import PARK_MS
 from policy.catalog import BudgetSpec, Catalog
 from policy.choices import Choice
 from policy.decide import Decided, decide
@@ -228,6 +229,10 @@ class Machine:
             page, value = self.older[number % len(self.older)]
             tables = {**self.tables, page: value}
             position = Position(*map(min, zip(self.kept, page_position(value), strict=True)))
+            # What was parked then had no effect yet.
+            since_ms = position.clock_ms - PARK_MS
+            parked = next((a.offset for a in self.outcomes if a.at_ms >= since_ms), 0)
+            position = position._replace(outcomes=min(position.outcomes, parked))
             self.state = self.recovered(tables, position)
 
     def crash(self) -> None:

@@ -147,6 +147,7 @@ class Bare:
                     arm=arm, features=contexts.features[mine], input_tokens=inputs[mine],
                     age=np.full(len(mine), count), reward=rewards[mine, column],
                     cost_nanousd=cost[mine], output_tokens=tokens[mine],
+                    latency_ms=np.full(len(mine), 500), against=[None] * len(mine),
                     prices=[self._prices[column]] * len(mine),
                 )
             )  # fmt: skip
