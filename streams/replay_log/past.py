@@ -13,6 +13,7 @@ from policy.registry import make_policy
 from policy.settle import overdue
 from policy.state import Incoming, Limits, State
 from streams import topics
+from streams.catalog_log import CatalogView
 from streams.intake import Intake
 from streams.log import LogReader
 from streams.opening import folded_decisions
@@ -20,7 +21,7 @@ from streams.outgoing import decision_records
 from streams.partition import settle_record
 from streams.records import Waiting
 from streams.replay_log.compare import Difference
-from streams.replay_log.histories import CatalogView, Histories, StatisticsView
+from streams.replay_log.histories import Histories, StatisticsView
 from streams.replay_log.places import Scattered, Sequential
 from streams.replay_log.rounds import Placed, Round
 
