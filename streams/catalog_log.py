@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +57,40 @@ class CatalogLog:
                 known = self.versions.get(entry.arm, 0)
                 self.versions[entry.arm] = max(known, entry.version)
         self.catalog = replace(catalog, offset=record.offset + 1)
+
+
+class CatalogView:
+    """The catalog at offsets that never go back."""
+
+    def __init__(self, records: Sequence[Any]) -> None:
+        self._records = records
+        self._next = 0
+        self._catalog = Catalog()
+
+    def at(self, offset: int) -> Catalog:
+        """Return the catalog of the records below ``offset``."""
+        while self._next < len(self._records) and self._records[self._next].offset < offset:
+            record = self._records[self._next]
+            self._next += 1
+            try:
+                if record.value is None:
+                    self._catalog = remove_entry(self._catalog, record.key or b"")
+                else:
+                    self._catalog = apply_entry(self._catalog, decode_catalog(record.value))
+            except BadRecordError:
+                continue  # refused then too: the catalog stayed as it was
+        if offset > self._catalog.offset:
+            self._catalog = replace(self._catalog, offset=offset)
+        return self._catalog
+
+
+async def read_view(reader: LogReader) -> CatalogView:
+    """Return the catalog's past, as far as compaction has left it."""
+    found: list[Any] = []
+    first, end = await reader.bounds(topics.CATALOG, 0)
+    async for records in reader.read(topics.CATALOG, 0, first, end):
+        found.extend(records)
+    return CatalogView(found)
 
 
 async def read_catalog(reader: LogReader, *, until: int | None = None) -> CatalogLog:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from policy.requests import Incoming
 from policy.settle import APPLIED
 from policy.state import Limits, State
 from streams import topics
+from streams.catalog_log import CatalogView, read_view
 from streams.checkpoints import FORMAT, POSITION_KEY, Kept, read_position, whole_pages
 from streams.faust_batches import CheckpointTable
 from streams.following import Follower
@@ -32,14 +33,12 @@ from streams.log import LogError, LogReader
 from streams.metrics import Metrics
 from streams.partition import Partition, settle_records
 from streams.publisher import Outbox
-from streams.records import BadRecordError, DeadLetter, Decision, decode
-from streams.refusing import DeadLetters, mark_of
+from streams.records import BadRecordError, Decision, decode
+from streams.refusing import DeadLetters, known_dead, mark_of
 from streams.topic_facts import LOGS, check_ids
 
 logger = logging.getLogger(__name__)
 
-KNOWN_DEAD_MAX = 10_000
-"""How many of the last dead letters are looked at, so that none is written twice."""
 FOLD_CHUNK = 4_096
 
 
@@ -78,7 +77,7 @@ class Opener:
             partition=number,
             outbox=Outbox(self.producer, topics.DEAD_LETTERS, number),
             metrics=self.metrics,
-            known=await self._known_dead(number),
+            known=await known_dead(self.reader, number),
         )
         await self._fold(state, letters)
         finish(state)
@@ -151,6 +150,7 @@ class Opener:
             raise LogError(
                 f"{topics.DECISIONS}/{number} ends at {end}, but the tables know {start}"
             )
+        catalogs = None
         while start < end:
             until = min(start + FOLD_CHUNK, end)
             decisions = await self._decisions(number, start, until)
@@ -160,11 +160,16 @@ class Opener:
                 whole = [d for d in decisions if _batch_of(d) != last]
                 decisions = whole or await self._decisions(number, start, end)
                 until = decisions[-1][0] + 1 if whole else end
+            older = [d for _, d in decisions if d.offsets.catalog < self.follower.catalog.offset]
+            if older and catalogs is None:
+                catalogs = await read_view(self.reader)
+                seen = decisions[0][1].offsets
+                state.set_catalog(self._catalog_at(catalogs, seen.catalog))
             requests = await self._requests(state.catalog, number, [d for _, d in decisions])
-            seen = max((d.offsets.outcomes for _, d in decisions), default=0)
-            outcomes = await self._outcomes(state, number, seen)
+            last_seen = max((d.offsets.outcomes for _, d in decisions), default=0)
+            outcomes = await self._outcomes(state, number, last_seen)
             for _, batch in groupby(decisions, key=_batch_of):
-                await self._fold_batch(state, letters, list(batch), requests, outcomes)
+                await self._fold_batch(state, letters, list(batch), requests, outcomes, catalogs)
             # What could not be read had no effect, but has its place.
             state.gate.advance("decisions", until)
             start = until
@@ -172,11 +177,25 @@ class Opener:
         outcomes = await self._outcomes(state, number, until)
         await self._fold_outcomes(state, letters, outcomes, until)
 
+    def _catalog_at(self, catalogs: CatalogView, offset: int) -> Catalog:
+        """Return the catalog of that time, under which windows began, with the present policy."""
+        then, newest = catalogs.at(offset), self.follower.catalog
+        return replace(
+            then,
+            # Of a budget that was declared again long after, compaction leaves the later entry.
+            budgets={**newest.budgets, **then.budgets},
+            settings=newest.settings,
+            encoder=newest.encoder,
+        )
+
     async def _fold_batch(
         self, state: State, letters: DeadLetters, batch: Sequence[tuple[int, Decision]],
-        requests: Mapping[int, Incoming], outcomes: deque[Any],
+        requests: Mapping[int, Incoming], outcomes: deque[Any], catalogs: CatalogView | None,
     ) -> None:  # fmt: skip
-        await self._fold_outcomes(state, letters, outcomes, batch[0][1].offsets.outcomes)
+        seen = batch[0][1].offsets
+        await self._fold_outcomes(state, letters, outcomes, seen.outcomes)
+        if catalogs is not None and seen.catalog != state.catalog.offset:
+            state.set_catalog(self._catalog_at(catalogs, seen.catalog))
         for arrival, verdict in fold_decisions(state, folded_decisions(batch, requests)):
             if verdict.effect == "refused":
                 await letters.refuse_parked(arrival.offset, verdict, at_ms=state.clock_ms)
@@ -242,20 +261,6 @@ class Opener:
                         known=True,
                     )
         return found
-
-    async def _known_dead(self, number: int) -> set[tuple[str, int]]:
-        first, end = await self.reader.bounds(topics.DEAD_LETTERS, number)
-        known = set()
-        start = max(first, end - KNOWN_DEAD_MAX)
-        async for records in self.reader.read(topics.DEAD_LETTERS, number, start, end):
-            for record in records:
-                try:
-                    letter = decode(DeadLetter, record.value)
-                except BadRecordError as exc:
-                    logger.warning("dead letter %s/%s is none: %s", number, record.offset, exc)
-                else:
-                    known.add((letter.topic, letter.offset))
-        return known
 
 
 def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int, int]:

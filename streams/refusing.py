@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, field
 
 from policy.settle import Verdict
 from policy.state import State
 from streams import topics
+from streams.log import LogReader
 from streams.metrics import Metrics
 from streams.publisher import Outbox
-from streams.records import DeadLetter, encode
+from streams.records import BadRecordError, DeadLetter, decode, encode
 
+logger = logging.getLogger(__name__)
+
+KNOWN_DEAD_MAX = 10_000
+"""How many of the last dead letters are looked at, so that none is written twice."""
 _DETAIL_MAX = 400
 
 Mark = tuple[str, int]
@@ -68,3 +74,19 @@ class DeadLetters:
         late = {arrival.offset for arrival in state.late}
         for offset in [o for o in self.parked if o not in state.parked and o not in late]:
             del self.parked[offset]
+
+
+async def known_dead(reader: LogReader, number: int) -> set[tuple[str, int]]:
+    """Return the places that the last dead letters of a partition are about."""
+    first, end = await reader.bounds(topics.DEAD_LETTERS, number)
+    known = set()
+    start = max(first, end - KNOWN_DEAD_MAX)
+    async for records in reader.read(topics.DEAD_LETTERS, number, start, end):
+        for record in records:
+            try:
+                letter = decode(DeadLetter, record.value)
+            except BadRecordError as exc:
+                logger.warning("dead letter %s/%s is none: %s", number, record.offset, exc)
+            else:
+                known.add((letter.topic, letter.offset))
+    return known

@@ -57,9 +57,10 @@ TOPICS: Mapping[str, TopicSettings] = {
         partitions=1,
         extra={"min.compaction.lag.ms": str(7 * _DAY_MS)},
     ),
+    # The last of each partition and arm is kept for ever: who starts must learn what others know.
     STATISTICS: TopicSettings(
-        cleanup="compact,delete",
-        retention_ms=7 * _DAY_MS,
+        cleanup="compact",
+        retention_ms=-1,
         partitions=1,
         extra={"min.compaction.lag.ms": str(_DAY_MS)},
     ),

@@ -208,6 +208,8 @@ async def test_workers_come_and_go_under_load(rig: Deployment) -> None:
         rig.start_worker()
         rig.start_worker()
         await rig.ready(*rig.workers)
+        # A fold must begin windows as they were declared at the time, not as they are now.
+        await rig.declare(budget_tree(ROOTS[3], 10**12, window="2s", pacing="even"))
         await load.until(160)
         assert rig.stop(rig.workers[0]) == 0
         await load.until(220)

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
     group.command()(core)
     group.command()(policy)
+    group.command()(ledger)
     group.command()(pipeline)
     group.command()(latency)
     group.command()(growth)
@@ -143,6 +144,35 @@ def latency(
             rates=rate or bench.RATES, outcomes=outcomes,
         )
     )  # fmt: skip
+    _tell(result, bench.show, as_json=as_json)
+
+
+def ledger(
+    pairs: Annotated[int, typer.Option(min=100, help="Pairs of each program in a round.")] = 20_000,
+    flush: Annotated[int, typer.Option(min=1, help="Pairs in a transaction.")] = 2_500,
+    rounds: Rounds = 5,
+    rate: Annotated[int, typer.Option(min=0, help="Pairs/s for the lag; 0: none.")] = 10_000,
+    seconds: Annotated[float, typer.Option(min=0.5, help="At that rate.")] = 6.0,
+    as_json: AsJson = False,
+) -> None:
+    """Reserve and settle by the sink, beside COPY of the same rows; how far the sink lags."""
+    from streams.bench import ledger as bench
+    from streams.bench import ledger_lag
+    from streams.embedded import PostgresServer
+
+    shape = bench.Shape(pairs=pairs, flush=flush, rounds=rounds)
+    with tempfile.TemporaryDirectory(prefix="tollway-bench-") as folder:
+        server = PostgresServer(Path(folder) / "postgres")
+        server.start()
+        try:
+            result = bench.measure(server, shape, say=_say)
+        finally:
+            server.stop()
+    if rate:
+        load = ledger_lag.Load(rate=rate, seconds=seconds)
+        result["lag"] = _with_kafka(
+            lambda kafka, home, _: ledger_lag.measure(kafka, home, load, say=_say)
+        )
     _tell(result, bench.show, as_json=as_json)
 
 

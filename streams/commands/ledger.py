@@ -25,6 +25,7 @@ from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
 from streams.ledger.sink import run_sink
 from streams.ledger.verify import Report, verify
+from streams.ledger.writer import relax_collector
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str | None, typer.Argument(help="An audit, or verify; left out: a list of them.")]
@@ -54,6 +55,7 @@ def register(app: typer.Typer) -> None:
         if config.log_level != "debug":
             for noisy in ("aiokafka", "alembic"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
+        relax_collector()
         with _errors_told():
             asyncio.run(_run_until_signal(config, accept_gaps=accept_gaps))
 

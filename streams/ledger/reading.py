@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 from policy.acceptance import fingerprint
 from policy.money import Price
@@ -42,8 +43,6 @@ def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
     if (decision.arm is None) == (decision.rejected is None):
         raise BadRecordError("inconsistent", "either arm or rejected must be given")
     if decision.arm is not None:
-        if decision.price is None:
-            raise BadRecordError("inconsistent", "an arm without the price that it was chosen at")
         _check_price(decision)
     return decision, fingerprint(value or b"")
 
@@ -61,13 +60,15 @@ def _check_numbers(decision: Decision) -> None:
         offsets.catalog,
         0 if decision.price is None else decision.price.version,
     )
-    if min(numbers) < 0 or max(numbers) > INT64_MAX:
+    if not 0 <= functools.reduce(operator.or_, numbers) <= INT64_MAX:
         raise BadRecordError("range", f"a number is outside of [0, 2^63): {numbers}")
 
 
 def _check_price(decision: Decision) -> None:
+    if decision.price is None:
+        raise BadRecordError("inconsistent", "an arm without the price that it was chosen at")
     try:
-        price_of(decision)
+        _price(decision.price)
     except ValueError as exc:
         raise BadRecordError("inconsistent", str(exc)) from None
 
@@ -116,6 +117,7 @@ def read_outcome(value: bytes | None) -> Outcome:
     return outcome
 
 
+@functools.lru_cache(maxsize=16_384)
 def root_of(budget: str) -> str:
     """Return the root of a budget path."""
     return budget.partition("/")[0]

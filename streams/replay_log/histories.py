@@ -1,19 +1,16 @@
-"""The compacted topics as they were: the catalog and the statistics at an offset."""
+"""The compacted topics as they were: what is still known of them at an offset."""
 
 from __future__ import annotations
 
 import base64
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from policy.catalog import Catalog
 from policy.state import State
 from streams import topics
-from streams.following import apply_entry, remove_entry
 from streams.log import LogReader
-from streams.records import BadRecordError, Statistics, decode, decode_catalog
+from streams.records import BadRecordError, Statistics, decode
 
 
 @dataclass(slots=True)
@@ -91,31 +88,6 @@ class Histories:
         if key is not None and not key.startswith(b"%d:" % partition):
             return f"{topics.STATISTICS} no longer has what was seen at {statistics}: {_text(key)}"
         return ""
-
-
-class CatalogView:
-    """The catalog at offsets that never go back."""
-
-    def __init__(self, records: Sequence[Any]) -> None:
-        self._records = records
-        self._next = 0
-        self._catalog = Catalog()
-
-    def at(self, offset: int) -> Catalog:
-        """Return the catalog of the records below ``offset``."""
-        while self._next < len(self._records) and self._records[self._next].offset < offset:
-            record = self._records[self._next]
-            self._next += 1
-            try:
-                if record.value is None:
-                    self._catalog = remove_entry(self._catalog, record.key or b"")
-                else:
-                    self._catalog = apply_entry(self._catalog, decode_catalog(record.value))
-            except BadRecordError:
-                continue  # refused then too: the catalog stayed as it was
-        if offset > self._catalog.offset:
-            self._catalog = replace(self._catalog, offset=offset)
-        return self._catalog
 
 
 class StatisticsView:

@@ -14,6 +14,7 @@ from policy.requests import Incoming
 from policy.settle import overdue
 from policy.state import Limits, State
 from streams import topics
+from streams.catalog_log import CatalogView
 from streams.intake import Intake
 from streams.log import LogReader
 from streams.opening import folded_decisions
@@ -21,7 +22,7 @@ from streams.outgoing import decision_records
 from streams.partition import settle_records
 from streams.records import Waiting
 from streams.replay_log.compare import Difference
-from streams.replay_log.histories import CatalogView, Histories, StatisticsView
+from streams.replay_log.histories import Histories, StatisticsView
 from streams.replay_log.places import Scattered, Sequential
 from streams.replay_log.rounds import Placed, Round
 

@@ -1,0 +1,131 @@
+"""How fast a sink works off a backlog, and how far behind it falls at a given rate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from streams import topics
+from streams.bench.backlog import DEADLINE_S, produce
+from streams.bench.ledger import Pair, Shape, make_pairs
+from streams.bench.programs import TOLLWAY, Program, cpu_seconds, tree_cpu_seconds
+from streams.embedded import PostgresServer
+from streams.ledger.database import connection_string
+from streams.ledger.migrate import upgrade
+
+PARTITIONS = 8
+_TICK_S = 0.1
+_POLL_S = 0.2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """``backlog`` pairs to work off, then ``rate`` pairs a second for ``seconds``."""
+
+    backlog: int = 40_000
+    rate: int = 10_000
+    seconds: float = 6.0
+
+
+async def measure(kafka: str, home: Path, load: Load, *, say: Say) -> dict[str, Any]:
+    """Return what one sink sustains, one reserve and one settle a pair, and how it falls behind."""
+    await topics.create(kafka, app_id="tollway", partitions=PARTITIONS)
+    server = PostgresServer(home / "postgres")
+    await asyncio.to_thread(server.start)
+    try:
+        url = server.create_database("bench")
+        await asyncio.to_thread(upgrade, url)
+        settings = {
+            "TOLLWAY_KAFKA": kafka, "TOLLWAY_DATABASE_URL": url, "TOLLWAY_HOME": str(home),
+            "TOLLWAY_PARTITIONS": str(PARTITIONS), "TOLLWAY_LOG_LEVEL": "warning",
+        }  # fmt: skip
+        await _append(kafka, list(make_pairs(Shape(pairs=load.backlog), start=0)))
+        with Program([*TOLLWAY, "sink"], settings) as sink:
+            result = await _work_off(sink, url, server.pid, load.backlog)
+            say(f"backlog: {result['pairs_per_s']:,} pairs/s")
+            return result | await _follow(kafka, sink, url, load, say=say)
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def _append(kafka: str, pairs: Sequence[Pair]) -> None:
+    for topic, values in (
+        (topics.DECISIONS, [(key, decision) for decision, _, key in pairs]),
+        (topics.OUTCOMES, [(key, outcome) for _, outcome, key in pairs]),
+    ):
+        await produce(kafka, topic, values, partitions=PARTITIONS)
+
+
+async def _work_off(
+    sink: Program, url: str, postgres_pid: int | None, pairs: int
+) -> dict[str, float]:
+    marks: list[tuple[int, float, float, float]] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not marks or marks[-1][0] < 2 * pairs:
+        await asyncio.sleep(_POLL_S)
+        booked = await asyncio.to_thread(_booked, url)
+        if booked:
+            cpu = cpu_seconds(sink.pid), tree_cpu_seconds(postgres_pid)
+            marks.append((booked, time.monotonic(), *cpu))
+        _check(sink, deadline)
+    first, last = marks[0], marks[-1]
+    done = max(last[0] - first[0], 1) / 2
+    return {
+        "pairs_per_s": round(done / max(last[1] - first[1], _POLL_S)),
+        "sink_cpu_s_per_million": round((last[2] - first[2]) / done * 1e6, 1),
+        "postgres_cpu_s_per_million": round((last[3] - first[3]) / done * 1e6, 1),
+    }
+
+
+async def _follow(kafka: str, sink: Program, url: str, load: Load, *, say: Say) -> dict[str, float]:
+    """Append at the rate, and look how many pairs are not booked yet."""
+    count = int(load.rate * load.seconds)
+    pairs = list(make_pairs(Shape(pairs=count), start=load.backlog))
+    before, appended, lags = await asyncio.to_thread(_booked, url), 0, []
+    began = looked = time.monotonic()
+    while appended < count:
+        due = min(int((time.monotonic() - began + _TICK_S) * load.rate), count)
+        await _append(kafka, pairs[appended:due])
+        appended = due
+        if time.monotonic() - looked >= _POLL_S:
+            looked = time.monotonic()
+            lags.append(appended - (await asyncio.to_thread(_booked, url) - before) / 2)
+        await asyncio.sleep(max(began + appended / load.rate - _TICK_S - time.monotonic(), 0.0))
+    ended = time.monotonic()
+    while await asyncio.to_thread(_booked, url) < before + 2 * count:
+        await asyncio.sleep(_POLL_S / 2)
+        _check(sink, ended + DEADLINE_S)
+    result = {
+        "wanted_pairs_per_s": float(load.rate),
+        "appended_pairs_per_s": round(count / (ended - began)),
+        "largest_lag_pairs": round(max(lags)),
+        "lag_at_the_end_pairs": round(lags[-1]),
+        "booked_pairs_per_s": round(count / (time.monotonic() - began)),
+        "s_until_nothing_is_left": round(time.monotonic() - ended, 2),
+    }
+    say(", ".join(f"{name} {value:,}" for name, value in result.items()))
+    return result
+
+
+def _check(sink: Program, deadline: float) -> None:
+    sink.check()
+    if time.monotonic() > deadline:
+        sink.fail(f"was not done in {DEADLINE_S} s")
+
+
+def _booked(url: str) -> int:
+    """Return how many records of both topics are booked."""
+    with psycopg.connect(connection_string(url)) as connection:
+        row = connection.execute(
+            "SELECT coalesce(sum(next_offset), 0)::bigint FROM cursors WHERE topic = ANY(%s)",
+            [[topics.DECISIONS, topics.OUTCOMES]],
+        ).fetchone()
+    return 0 if row is None else int(row[0])
