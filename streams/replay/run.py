@@ -32,7 +32,8 @@ class Setup:
     Parameters
     ----------
     settings : Settings
-        Policy and its options; the dimensions are taken from the data.
+        Policy and its options; the dimensions are taken from the data. With the option
+        ``pairwise`` outcomes bring comparisons with another arm's answer instead of rewards.
     ceiling_nanousd : int or None
         Mean cost of a request that must be kept.
     budget_nanousd : int or None
@@ -138,6 +139,8 @@ class _Runner:
         self._price = np.zeros(count)
         self._explored = np.zeros(count, np.bool_)
         self._columns = {name: column for column, name in enumerate(world.recorded.models)}
+        self._pairwise = bool(setup.settings.options.get("pairwise"))
+        self._opponents = np.random.default_rng([seed, 3])
 
     def learn_prior(self, prior: Recorded) -> None:
         """Teach the policy every outcome of the prior, and show its contexts to the pacer."""
@@ -153,14 +156,17 @@ class _Runner:
                 if not start[self._columns[name]]:
                     continue
                 tokens = self._prior_tokens(prior, name, row, column)
+                reward, against = self._judged(prior.models, prior.reward[row], column)
                 self._state.policy.learn(
                     Learning(
                         arm=name,
                         features=features[row],
                         input_tokens=int(prior.input_tokens[row]),
                         age=0,
-                        reward=float(prior.reward[row, column]),
+                        reward=reward,
                         output_tokens=tokens,
+                        against=against,
+                        latency_ms=_latency(prior, row, column),
                     )
                 )
                 self._state.lengths_of(name).add(np.array([tokens]))
@@ -213,7 +219,10 @@ class _Runner:
     def _outcome(self, step: int, now: int) -> Arrival:
         arm = int(self._arm[step])
         row = self._world.order[step]
-        reward = float(self._world.reward[step, arm]) if self._rewarded[step] else None
+        reward, against = None, None
+        if self._rewarded[step]:
+            models = self._world.recorded.models
+            reward, against = self._judged(models, self._world.reward[step], arm)
         return Arrival(
             offset=self._state.gate.position.outcomes,
             id=hashlib.blake2b(step.to_bytes(8, "big"), digest_size=16).digest(),
@@ -221,7 +230,19 @@ class _Runner:
             input_tokens=int(self._world.recorded.input_tokens[row]),
             output_tokens=int(self._world.recorded.output_tokens[row, arm]),
             reward=reward,
+            latency_ms=_latency(self._world.recorded, row, arm),
+            against=against,
         )
+
+    def _judged(
+        self, models: tuple[str, ...], rewards: Floats, column: int
+    ) -> tuple[float, str | None]:
+        """Return the reward of a call, or its points against another arm and who that was."""
+        if not self._pairwise or len(models) < 2:
+            return float(rewards[column]), None
+        other = (column + int(self._opponents.integers(1, len(models)))) % len(models)
+        points = 0.5 + 0.5 * float(np.sign(rewards[column] - rewards[other]))
+        return points, models[other]
 
     def _announce(self, step: int) -> None:
         """Change the catalog where the world does."""
@@ -265,6 +286,10 @@ class _Runner:
         """Return what happened."""
         base = trace_of(self._world, self._arm)
         return replace(base, dual_price=self._price, explored=self._explored)
+
+
+def _latency(recorded: Recorded, row: int, column: int) -> int | None:
+    return None if recorded.latency_ms is None else int(recorded.latency_ms[row, column])
 
 
 def _at_ms(step: int) -> int:
