@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,7 +196,9 @@ class Partition:
                 mine = source == self.number
                 same = learned.record.policy == state.catalog.settings.policy
                 if learned.offset >= state.statistics and not mine and same:
-                    state.policy.merge(arm, source, base64.b64decode(learned.record.state_b64))
+                    # Another version of the policy may have written it.
+                    with suppress(ValueError):
+                        state.policy.merge(arm, source, base64.b64decode(learned.record.state_b64))
             state.statistics = follower.statistics_offset
 
     async def tick(self) -> None:

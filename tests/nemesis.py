@@ -17,6 +17,7 @@ import sys
 import time
 
 from tests.nemesis_parts.campaign import run
+from tests.nemesis_parts.plan import RATES
 from tests.nemesis_parts.report import Result
 
 RATE = 110.0
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--keep", action="store_true", help="keep all logs, not only of failures")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(RATES), metavar="KIND",
+                        help="faults of these kinds only, to reduce a failure")  # fmt: skip
     given = parser.parse_args()
     began = time.monotonic()
     # That servers are away is no news here.
@@ -40,7 +43,14 @@ def main() -> int:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     result = asyncio.run(
-        run(seed=given.seed, seconds=given.seconds, rate=given.rate, keep=given.keep, say=say)
+        run(
+            seed=given.seed,
+            seconds=given.seconds,
+            rate=given.rate,
+            keep=given.keep,
+            say=say,
+            only=given.only,
+        )
     )
     print(json.dumps(result.as_dict()) if given.json else tell(result))
     return 0 if result.ok else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,9 @@ class StatisticsView:
         policy = state.catalog.settings.policy
         for (source, arm), learned in newest.items():
             if source != self._partition and learned.policy == policy:
-                state.policy.merge(arm, source, base64.b64decode(learned.state_b64))
+                # A worker passes over what another version of the policy has written.
+                with suppress(ValueError):
+                    state.policy.merge(arm, source, base64.b64decode(learned.state_b64))
         state.statistics = max(state.statistics, until)
 
 

@@ -22,6 +22,7 @@ from tests.nemesis_parts.content import Content, Item, encode
 from tests.nemesis_parts.faults import Nemesis
 from tests.nemesis_parts.load import Load
 from tests.nemesis_parts.oracle import OracleLog
+from tests.nemesis_parts.plan import draw
 from tests.nemesis_parts.world import World, make_world
 
 START_S = 120.0
@@ -130,7 +131,7 @@ async def _play(
         began = time.monotonic()
         while not load.decided_at and time.monotonic() < began + START_S:
             await asyncio.sleep(0.1)
-        nemesis = Nemesis(cluster, load, seed, measures=False)
+        nemesis = Nemesis(cluster, load, draw(seed), measures=False)
         await nemesis.run(seconds)
         say(f"{nemesis.done.total()} faults done; healing")
         await _heal(cluster, load, booked)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.nemesis_parts.faults import Nemesis
 from tests.nemesis_parts.load import Load
 from tests.nemesis_parts.money import check_caps, check_ledger
 from tests.nemesis_parts.oracle import OracleLog, read_log
+from tests.nemesis_parts.plan import draw
 from tests.nemesis_parts.report import Result, make_result
 from tests.nemesis_parts.world import World, make_world
 
@@ -40,17 +42,28 @@ class StuckError(Exception):
 
 
 async def run(
-    *, seed: int, seconds: float, rate: float, keep: bool, say: Callable[[str], None]
-) -> Result:
-    """Run one seed; the folder with all logs stays if the laws do not hold, or with ``keep``."""
+    *, seed: int, seconds: float, rate: float, keep: bool, say: Callable[[str], None],
+    only: Collection[str] = (),
+) -> Result:  # fmt: skip
+    """Run one seed, with faults of all kinds or ``only`` of some.
+
+    If a law does not hold, or with ``keep``, all logs stay, and everything that was read at the
+    end; :func:`check_again` reads that.
+    """
     async with servers_folder() as folder:
-        result = await _run(folder, seed=seed, seconds=seconds, rate=rate, say=say)
+        result = await _run(folder, seed=seed, seconds=seconds, rate=rate, only=only, say=say)
         if keep or not result.ok:
             kept = Path(tempfile.mkdtemp(prefix=f"tollway-nemesis-{seed}-"))
             for file in folder.glob("*.*"):
                 shutil.copy(file, kept)
             result.logs = str(kept)
     return result
+
+
+def check_again(folder: Path) -> Verdict:
+    """Check what a run has left in this folder."""
+    world, evidence, ledger = pickle.loads((folder / "read.pickle").read_bytes())
+    return check(world, evidence, ledger, folder / "oracle.jsonl")
 
 
 @asynccontextmanager
@@ -70,8 +83,9 @@ async def servers_folder() -> AsyncIterator[Path]:
 
 
 async def _run(
-    folder: Path, *, seed: int, seconds: float, rate: float, say: Callable[[str], None]
-) -> Result:
+    folder: Path, *, seed: int, seconds: float, rate: float, only: Collection[str],
+    say: Callable[[str], None],
+) -> Result:  # fmt: skip
     world = make_world(seed, seconds=seconds, rate=rate)
     cluster = Cluster(folder)
     try:
@@ -83,7 +97,7 @@ async def _run(
             direct=cluster.direct, rate=rate,
         )  # fmt: skip
         await load.start()
-        nemesis = Nemesis(cluster, load, seed)
+        nemesis = Nemesis(cluster, load, draw(seed, only))
         try:
             await _until("the first decisions", lambda: load.decided_at > 0, START_S, load)
             say(f"deciding; faults for {seconds:.0f} s")
@@ -99,6 +113,7 @@ async def _run(
         say("everything is decided and booked; checking")
         evidence = await read_topics(cluster.direct)
         ledger = await asyncio.to_thread(read_ledger, cluster.database_url)
+        (folder / "read.pickle").write_bytes(pickle.dumps((world, evidence, ledger)))
         verdict = check(world, evidence, ledger, folder / "oracle.jsonl")
         if stuck:
             verdict.find(f"stuck: {stuck}", lost=1)

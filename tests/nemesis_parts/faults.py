@@ -16,7 +16,7 @@ from streams.topics import DECISIONS
 from tests.nemesis_parts.cluster import Cluster, Slot
 from tests.nemesis_parts.links import Link, Trap, is_commit, is_produce
 from tests.nemesis_parts.load import Load
-from tests.nemesis_parts.plan import CALM, Fault, draw
+from tests.nemesis_parts.plan import CALM, Fault
 
 WORKERS_WANTED = (1, 4, 2, 3, 4, 2)
 QUIET_S = 12.0
@@ -35,14 +35,16 @@ FELT = {"worker_kill": "worker", "broker_kill": "broker", "postgres_crash": "pos
 
 
 class Nemesis:
-    """Draws faults from a seed and does them.
+    """Does faults as they were drawn.
 
     ``measures`` says whether to wait for the recovery from each: of a system that loses nothing.
     """
 
-    def __init__(self, cluster: Cluster, load: Load, seed: int, *, measures: bool = True) -> None:
+    def __init__(
+        self, cluster: Cluster, load: Load, faults: Iterator[Fault], *, measures: bool = True
+    ) -> None:
         self._cluster, self._load, self._measures = cluster, load, measures
-        self._faults = draw(seed)
+        self._faults = faults
         self._families = {
             "worker": self._worker,
             "sink": self._sink,

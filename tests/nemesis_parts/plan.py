@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from tests.nemesis_parts.world import SESSION_S
@@ -64,10 +64,11 @@ class Fault:
     length_s: float
 
 
-def draw(seed: int) -> Iterator[Fault]:
-    """Yield the faults of a seed, without end."""
+def draw(seed: int, only: Collection[str] = ()) -> Iterator[Fault]:
+    """Yield the faults of a seed, without end; of all kinds, or ``only`` of some."""
     chance = random.Random(f"faults {seed}")
-    kinds, weights = list(RATES), list(RATES.values())
+    kinds = [kind for kind in RATES if not only or kind in only]
+    weights = [RATES[kind] for kind in kinds]
     while True:
         kind = chance.choices(kinds, weights)[0]
         low, high = _LENGTHS.get(kind, (0.0, 0.0))
