@@ -136,7 +136,7 @@ class CommitCutter:
     def __init__(self, database_url: str, *, forward: bool = False) -> None:
         url = make_url(database_url)
         self._server = (url.host, url.port)
-        self.forward, self.armed = forward, True
+        self.forward, self.armed, self.direct_url = forward, True, database_url
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.cuts = 0
         port = self._listener.getsockname()[1]
