@@ -13,6 +13,7 @@ from typing import Any
 
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import (
     Boolean,
     CompactArray,
@@ -162,7 +163,10 @@ class _MetadataRequest(Request[_MetadataRequestV10]):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """What the broker says of a topic; the id is never given to another one."""
+    """What the broker says of a topic.
+
+    The id is never given to another one; it is empty if the broker has none.
+    """
 
     id: bytes
     partitions: int
@@ -173,13 +177,17 @@ async def ask_topics(client: Any, names: list[str]) -> Mapping[str, TopicFacts]:
 
     ``client`` is aiokafka's, connected; it may be used by others at the same time.
     """
-    answer = await client.send(client.get_random_node(), _MetadataRequest(names))
-    return {
-        name: TopicFacts(id_, len(partitions))
-        for error, name, id_, _, partitions, *_ in answer.topics
-        # A partition without a leader for the moment has an error of its own, not the topic.
-        if error == 0
-    }
+    node = client.get_random_node()
+    try:
+        answer = await client.send(node, _MetadataRequest(names))
+    except NotImplementedError:
+        # A broker that does not know of ids; the numbers of partitions are still checked.
+        answer = await client.send(node, MetadataRequest(names, allow_auto_topic_creation=False))
+        found = [(error, name, b"", rest[-1]) for error, name, *rest in answer.topics]
+    else:
+        found = [(error, name, id_, parts) for error, name, id_, _, parts, *_ in answer.topics]
+    # A partition without a leader for the moment has an error of its own, not the topic.
+    return {name: TopicFacts(id_, len(parts)) for error, name, id_, parts in found if error == 0}
 
 
 async def check_topics(client: Any, *, partitions: int) -> list[bytes]:
@@ -202,5 +210,5 @@ async def check_topics(client: Any, *, partitions: int) -> list[bytes]:
 def check_ids(known: Sequence[bytes], found: Sequence[bytes]) -> None:
     """Raise :class:`TopicRecreatedError` if a log is not the one that was known."""
     for topic, before, now in zip(LOGS, known, found, strict=False):
-        if before != now:
+        if before and now and before != now:
             raise TopicRecreatedError(topic, before, now)
