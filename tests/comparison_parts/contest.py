@@ -27,7 +27,9 @@ from tests.nemesis_parts.world import World, make_world
 
 START_S = 120.0
 QUIET_S = 15.0
-"""Without any decision or booking for so long, nothing more will come."""
+PATIENCE_S = 75.0
+"""Without any decision or booking for so long, nothing more will come: where requests have no
+answer yet, longer than it takes until the transaction of a producer that is gone times out."""
 HEAL_S = 240.0
 SPEND = "CREATE TABLE spend (request_id text, root text, amount_nanousd bigint)"
 
@@ -159,7 +161,7 @@ async def _heal(cluster: Cluster, load: Load, booked: str) -> None:
         now = (sum(load.positions.values()), await _rows(cluster.database_url, booked))
         if now != before or not load.idle:
             began, before = time.monotonic(), now
-        elif time.monotonic() - began > QUIET_S:
+        elif time.monotonic() - began > (PATIENCE_S if load.undecided else QUIET_S):
             return
 
 
