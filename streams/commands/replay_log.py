@@ -45,24 +45,25 @@ def register(app: typer.Typer) -> None:
         """Rebuild the state from the topics alone, decide anew, and compare byte for byte.
 
         Exit code 1 if a decision came out otherwise, 2 if none did but some could not be decided
-        anew. TOLLWAY_DEFER_MS must be what it was for the workers.
+        anew. Only the version of Tollway that decided decides alike, and TOLLWAY_DEFER_MS must be
+        what it was for the workers.
         """
         kafka, config = kafka_of(ctx), config_of(ctx)
         encoders = _Encoders()
-        with errors_told(kafka):
-            report = asyncio.run(
-                replay_log(
-                    kafka,
-                    begin=_bound(begin),
-                    end=_bound(end),
-                    partitions=partition,
-                    limits=Limits(
-                        reservation_ttl_ms=config.reservation_ttl_ms, defer_ms=config.defer_ms
-                    ),
-                    make_intake=encoders.intake,
-                    features=encoders.features,
-                )
-            )
+        replaying = replay_log(
+            kafka,
+            begin=_bound(begin),
+            end=_bound(end),
+            partitions=partition,
+            limits=Limits(reservation_ttl_ms=config.reservation_ttl_ms, defer_ms=config.defer_ms),
+            make_intake=encoders.intake,
+            features=encoders.features,
+        )
+        try:
+            with errors_told(kafka):
+                report = asyncio.run(replaying)
+        except ValueError as exc:
+            fail(str(exc))
         if as_json:
             typer.echo(json.dumps(report.as_dict(differences_max=SHOWN_MAX)))
         else:

@@ -90,6 +90,8 @@ async def replay_log(
     ------
     LogError
         If a topic does not exist.
+    ValueError
+        If a partition does not.
     """
     reader = LogReader(kafka)
     await reader.start()
@@ -107,7 +109,7 @@ async def replay_log(
         wanted = numbers if partitions is None else partitions
         unknown = sorted(set(wanted) - set(numbers))
         if unknown:
-            raise LogError(f"{topics.DECISIONS} has no partition {unknown[0]}")
+            raise ValueError(f"{topics.DECISIONS} has no partition {unknown[0]}")
         return Report(partitions=[await _replay(source, n, begin, end) for n in wanted])
     finally:
         await reader.stop()
