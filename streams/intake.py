@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,20 @@ from policy.chance import scramble
 from policy.outcomes import UNKNOWN, Arrival, Arrivals
 from policy.requests import Constraints, Incoming, Requests
 from policy.terms import Bools, Ints
-from streams.records import BadRecordError, Outcome, Request, decode, request_digest
+from streams.records import (
+    BadRecordError,
+    Outcome,
+    Request,
+    decoder_of,
+    request_digest,
+    request_digests,
+)
 
 Encode = Callable[[Sequence[str]], NDArray[Any]]
 FEATURE_MAX = 1e6
 """Largest absolute value of a feature: beyond it sums of squares lose their digits."""
 
-Refused = Mapping[int, BadRecordError]
-"""By place among the records: those that were left out, and why."""
+_decode_request, _decode_outcome = decoder_of(Request), decoder_of(Outcome)
 
 
 class Raw(NamedTuple):
@@ -64,26 +71,32 @@ class Intake:
         With ``known`` they were accepted under a former catalog, whatever the present one says.
         """
         refused: dict[int, BadRecordError] = {}
+        kept: list[Any] = []
         places: list[int] = []
         read: list[Request] = []
-        ids: list[bytes] = []
-        features = _Features(self.catalog.settings.dimensions, len(records), self.encode, known)
+        roots: list[str] = []
+        features = _Features(self.catalog.settings.dimensions, self.encode, known)
+        budgets = self.catalog.budgets
+        root_of: dict[tuple[bytes | None, str], str] = {}
         for place, record in enumerate(records):
             try:
-                request = decode(Request, record.value)
-                root = request.budget.partition("/")[0]
-                _check_key(record.key, root)
-                if not known:
+                request = _decode_request(record.value)
+                key = record.key, request.budget
+                root = root_of.get(key)
+                if root is None:
+                    root = root_of[key] = _checked_root(*key)
+                if not known and (request.budget not in budgets or request.arms is not None):
                     self._check_names(request)
                 features.add(request)
             except BadRecordError as exc:
                 refused[place] = exc
                 continue
             places.append(place)
+            kept.append(record)
             read.append(request)
-            ids.append(request_digest(root, request.request_id))
+            roots.append(root)
+        ids = request_digests(roots, [request.request_id for request in read])
         matrix, finite = features.matrix()
-        kept = [records[place] for place in places]
         requests = Requests(
             offsets=[record.offset for record in kept],
             ids=ids,
@@ -132,18 +145,19 @@ class Intake:
         refused: dict[int, BadRecordError] = {}
         kept: list[Any] = []
         read: list[Outcome] = []
-        ids: list[bytes] = []
+        roots: list[str] = []
+        root_of = {key: _root(key) for key in {r.key for r in records}}
         for place, record in enumerate(records):
             try:
-                outcome = decode(Outcome, record.value)
-                id_ = request_digest(_root(record.key), outcome.request_id)
-                _check_outcome(outcome, id_)
+                outcome = _decode_outcome(record.value)
+                _check_outcome(outcome, root_of[record.key])
             except BadRecordError as exc:
                 refused[place] = exc
                 continue
             kept.append(record)
             read.append(outcome)
-            ids.append(id_)
+            roots.append(root_of[record.key])
+        ids = request_digests(roots, [outcome.request_id for outcome in read])
         return _arrivals(kept, read, ids), refused
 
 
@@ -152,11 +166,11 @@ class _Features:
     """Gathers the features of requests, of each kind together."""
 
     wanted: int
-    count: int
     encode: Encode | None
     known: bool
     _size: int = 0
-    _numbers: list[tuple[int, Sequence[float]]] = field(default_factory=list)
+    _rows: list[int] = field(default_factory=list)
+    _numbers: list[Sequence[float]] = field(default_factory=list)
     _packed: list[tuple[int, bytes]] = field(default_factory=list)
     _prompts: list[tuple[int, str]] = field(default_factory=list)
 
@@ -165,11 +179,12 @@ class _Features:
         prompt, numbers, packed = request.prompt, request.features, request.features_b64
         if (prompt is None) + (numbers is None) + (packed is None) != 2:
             raise BadRecordError("features", "give one of prompt, features, features_b64")
-        if prompt is not None:
+        if numbers is not None:
+            if len(numbers) == self.wanted or self._fits(len(numbers)):
+                self._rows.append(self._size)
+                self._numbers.append(numbers)
+        elif prompt is not None:
             self._add_prompt(prompt)
-        elif numbers is not None:
-            if self._fits(len(numbers)):
-                self._numbers.append((self._size, numbers))
         else:
             raw = _from_base64(packed or "")
             if self._fits(len(raw) // 4):
@@ -195,8 +210,8 @@ class _Features:
         matrix[:, -1] = 1.0
         with np.errstate(over="ignore"):
             if self._numbers:
-                rows, numbers = zip(*self._numbers, strict=True)
-                matrix[list(rows), :-1] = np.array(numbers)
+                flat = np.fromiter(chain.from_iterable(self._numbers), np.float64)
+                matrix[self._rows, :-1] = flat.reshape(len(self._rows), -1)
             if self._packed:
                 rows, packed = zip(*self._packed, strict=True)
                 matrix[list(rows), :-1] = np.frombuffer(b"".join(packed), "<f4").reshape(
@@ -230,18 +245,16 @@ def _constraints(requests: Sequence[Request]) -> dict[int, Constraints]:
     }
 
 
-def _check_outcome(outcome: Outcome, id_: bytes) -> None:
+def _check_outcome(outcome: Outcome, root: str) -> None:
     usage = outcome.usage
     if usage is not None and usage.cached_tokens > usage.prompt_tokens:
         raise BadRecordError("range", "more cached_tokens than prompt_tokens")
-    if outcome.decision_id is not None and outcome.decision_id != id_.hex():
+    named = outcome.decision_id
+    if named is not None and named != request_digest(root, outcome.request_id).hex():
         raise BadRecordError("other_decision", "decision_id is not that of the request")
-    parts = (usage, outcome.cost_nanousd, outcome.reward, outcome.error)
-    if parts == _NOTHING:
+    unsettled = usage is None and outcome.cost_nanousd is None
+    if unsettled and outcome.reward is None and outcome.error is None:
         raise BadRecordError("empty_outcome", "no usage, cost, reward or error")
-
-
-_NOTHING = (None, None, None, None)
 
 
 def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes]) -> Arrivals:
@@ -297,9 +310,11 @@ def _root(key: bytes | None) -> str:
         return ""
 
 
-def _check_key(key: bytes | None, root: str) -> None:
+def _checked_root(key: bytes | None, budget: str) -> str:
+    root = budget.partition("/")[0]
     if key != root.encode():
         raise BadRecordError("wrong_key", f"the record's key is not the budget's root {root!r}")
+    return root
 
 
 def _from_base64(text: str) -> bytes:
