@@ -26,8 +26,8 @@ from policy.state import Limits, State
 from streams import topics
 from streams.catalog_log import CatalogView, read_view
 from streams.checkpoints import FORMAT, POSITION_KEY, Kept, read_position, whole_pages
-from streams.faust_batches import CheckpointTable
 from streams.failpoints import pass_point
+from streams.faust_batches import CheckpointTable
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
+from streams.failpoints import pass_point
 from streams.ledger.database import describe, is_transient
 from streams.ledger.errors import (
     LedgerFencedError,
@@ -217,6 +218,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                     # two deployments by mistake must not take it from each other all the time.
                     self._claim_at[partition] = _now() + 1.0
                     break
+                pass_point("sink.after_flush")
                 inbox.settle()
                 batch = inbox.batch()
 

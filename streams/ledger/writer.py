@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 
+from streams.failpoints import pass_point
 from streams.ledger.cases import Cases
 from streams.ledger.chain import NOTHING, ORIGIN, Link, seal
 from streams.ledger.database import (
@@ -107,6 +108,7 @@ class LedgerWriter:
             link = self._last_link(cursor, partition)
             if link is None:
                 link = self._open_chain(cursor, partition, epoch, nexts)
+        pass_point("sink.after_claim")
         return Unit(
             partition=partition,
             partitions=partitions,
@@ -199,17 +201,21 @@ class LedgerWriter:
             transaction = Transaction(
                 cursor, unit, decisions=self._decisions, outcomes=self._outcomes
             )
+            pass_point("sink.before_move")
             moved = transaction.move(batch)
             if not moved:
                 # One of the two cursors may have been moved.
                 raise psycopg.Rollback(attempt)
+            pass_point("sink.before_copy")
             transaction.book(readings, careful=careful, meanwhile=meanwhile)
             if sweep:
                 transaction.sweep()
             behind = transaction.finish()
+            pass_point("sink.before_commit")
         if not moved:
             self._resolve(unit, batch)
             return
+        pass_point("sink.after_commit")
         unit.next_decision, unit.next_outcome = batch.ends(unit)
         unit.link = transaction.link
         unit.behind = behind
