@@ -113,6 +113,7 @@ class Partition:
             verdict = Verdict("refused", error.reason, error.detail)
             await self._refuse(topics.REQUESTS, mine[place].offset, mine[place].value, verdict)
         values = {record.offset: record.value for record in mine}
+        past: set[int] = set()
         for row, constraints in requests.constraints.items():
             if (
                 constraints.deadline_ms is not None
@@ -120,10 +121,13 @@ class Partition:
             ):
                 verdict = Verdict("refused", "deadline_past", "read after its deadline")
                 offset = requests.offsets[row]
+                past.add(offset)
                 await self._refuse(topics.REQUESTS, offset, values[offset], verdict)
         self._headers.update((r.offset, r.headers) for r in mine if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
         for request in await self._decide(requests, now_ms=now_ms):
+            if request.offset in past:
+                continue  # It has its dead letter.
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
 
