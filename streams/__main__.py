@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from streams import failpoints
 from streams.config import Config, ConfigError
 
 COMMANDS = {
@@ -55,6 +56,7 @@ def build_cli(command: str | None = None) -> typer.Typer:
         except ConfigError as exc:
             typer.echo(f"tollway: {exc}", err=True)
             raise typer.Exit(2) from None
+        failpoints.arm(ctx.obj.failpoint)
 
     wanted = [COMMANDS[command]] if command in COMMANDS else dict.fromkeys(COMMANDS.values())
     for name in wanted:

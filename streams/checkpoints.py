@@ -9,6 +9,7 @@ import msgspec
 
 from policy.pages import LEARNED, PageKey, Position
 from policy.recover import page_position
+from streams.failpoints import pass_point
 from streams.log import LogError
 
 POSITION_KEY = b"position"
@@ -81,6 +82,7 @@ async def write_pages(
         by_table.setdefault(TABLE_OF[page[0]], {})[page_key(page)] = None
     for table, values in by_table.items():
         await tables[table].put(partition, values)
+        pass_point("worker.between_pages")
     return learned
 
 

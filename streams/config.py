@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from streams.failpoints import Failpoint, parse
+
 VARIABLES: Mapping[str, str] = {
     "TOLLWAY_HOME": "folder of the embedded servers; default ~/.local/share/tollway",
     "TOLLWAY_KAFKA": "Kafka bootstrap servers, host:port[,host:port]; default: the embedded broker",
@@ -21,6 +23,7 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_HEADS_KEY": "file with the key that signs the ledger's heads, equal for all sinks; "
     "default: heads.key in TOLLWAY_HOME, made by the first sink",
     "TOLLWAY_LOG_LEVEL": "debug, info, warning or error; default info",
+    "TOLLWAY_FAILPOINT": "for tests: POINT:ACTION:COUNT, where to fail; default none",
 }
 
 
@@ -45,6 +48,7 @@ class Config:
     metrics_port: int = 0
     heads_key: Path | None = None
     log_level: str = "info"
+    failpoint: Failpoint | None = None
 
     def endpoints(self) -> tuple[str, str]:
         """Return Kafka's bootstrap servers and Postgres' URL, the embedded ones where not set.
@@ -95,7 +99,15 @@ class Config:
             metrics_port=_integer(env, "TOLLWAY_METRICS_PORT", 0, 0, 65_535),
             heads_key=Path(env["TOLLWAY_HEADS_KEY"]) if env.get("TOLLWAY_HEADS_KEY") else None,
             log_level=level,
+            failpoint=_failpoint(env.get("TOLLWAY_FAILPOINT")),
         )
+
+
+def _failpoint(text: str | None) -> Failpoint | None:
+    try:
+        return parse(text) if text else None
+    except ValueError as exc:
+        raise ConfigError(f"TOLLWAY_FAILPOINT: {exc}") from None
 
 
 def _default_home(env: Mapping[str, str]) -> Path:

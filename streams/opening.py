@@ -26,6 +26,7 @@ from policy.state import Limits, State
 from streams import topics
 from streams.catalog_log import CatalogView, read_view
 from streams.checkpoints import FORMAT, POSITION_KEY, Kept, read_position, whole_pages
+from streams.failpoints import pass_point
 from streams.faust_batches import CheckpointTable
 from streams.following import Follower
 from streams.intake import Intake
@@ -79,7 +80,9 @@ class Opener:
             metrics=self.metrics,
             known=await known_dead(self.reader, number),
         )
+        pass_point("worker.before_fold")
         await self._fold(state, letters)
+        pass_point("worker.after_fold")
         finish(state)
         await letters.outbox.flush()
         logger.info("partition %s: open at %s", number, state.gate.position)

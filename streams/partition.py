@@ -20,6 +20,7 @@ from policy.settle import APPLIED, Verdict, overdue, pass_over, settle_all
 from policy.state import State
 from streams import topics
 from streams.checkpoints import FORMAT, Kept, Table, write_pages, write_position
+from streams.failpoints import pass_point
 from streams.following import Follower
 from streams.intake import Intake
 from streams.metrics import Metrics
@@ -79,6 +80,7 @@ class Partition:
             applied_from = self.state.gate.position.outcomes
             new = [record for record in records if record.offset >= applied_from]
             verdicts = settle_records(self.state, self.make_intake(), new, self.partitions)
+            pass_point("worker.after_settle")
             self.metrics.count_outcomes(verdicts)
             for record, verdict in zip(new, verdicts, strict=True):
                 if verdict is not APPLIED:
@@ -111,6 +113,7 @@ class Partition:
             verdict = Verdict("refused", error.reason, error.detail)
             await self._refuse(topics.REQUESTS, mine[place].offset, mine[place].value, verdict)
         values = {record.offset: record.value for record in mine}
+        past: set[int] = set()
         for row, constraints in requests.constraints.items():
             if (
                 constraints.deadline_ms is not None
@@ -118,10 +121,13 @@ class Partition:
             ):
                 verdict = Verdict("refused", "deadline_past", "read after its deadline")
                 offset = requests.offsets[row]
+                past.add(offset)
                 await self._refuse(topics.REQUESTS, offset, values[offset], verdict)
         self._headers.update((r.offset, r.headers) for r in mine if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
         for request in await self._decide(requests, now_ms=now_ms):
+            if request.offset in past:
+                continue  # It has its dead letter.
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
 
@@ -136,7 +142,9 @@ class Partition:
         self, requests: Requests | Sequence[Incoming], *, now_ms: int
     ) -> Sequence[Incoming]:
         state = self.state
+        pass_point("worker.before_decide")
         decided = decide(state, requests, now_ms=now_ms)
+        pass_point("worker.after_decide")
         self.metrics.count(self.number, decided, state)
         for arrival, verdict in decided.released:
             if verdict.effect == "refused":
@@ -166,6 +174,7 @@ class Partition:
                 headers=passed,
                 first_offset=decided.first_offset,
             )
+            pass_point("worker.after_send")
         for request in (*decided.duplicates, *decided.conflicts):
             self._headers.pop(request.offset, None)
         return decided.conflicts
@@ -233,7 +242,9 @@ class Partition:
         async with self.lock:
             if self.number == 0:
                 await self._refuse_entries()
+            pass_point("worker.before_flush")
             await self.decisions.flush()
+            pass_point("worker.after_append")
             await self.dead_letters.outbox.flush()
             self._checkpoints += 1
             late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
@@ -257,7 +268,9 @@ class Partition:
             raise
         kept = Kept(*low, FORMAT, self.topic_ids, self.learned)
         if kept != self._kept:
+            pass_point("worker.after_pages")
             await write_position(self.tables, self.number, kept)
+            pass_point("worker.after_position")
             self._kept = kept
         self.committed_outcomes = max(self.committed_outcomes, low.outcomes)
         if done is not None:

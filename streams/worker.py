@@ -22,6 +22,7 @@ from policy.catalog import Catalog
 from policy.state import Limits
 from streams import topics
 from streams.config import Config
+from streams.failpoints import pass_point
 from streams.faust_batches import BatchApp, PartitionNotOwnedError
 from streams.following import Follower
 from streams.intake import Intake
@@ -182,6 +183,7 @@ class Worker:
     async def _before_commit(self, owned: frozenset[TP]) -> None:
         for number in sorted({tp.partition for tp in owned}):
             if number in self.partitions:
+                pass_point("worker.before_release")
                 await self.partitions[number].checkpoint(everything=True)
 
     async def _on_revoked(self, revoked: frozenset[TP]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 from streams.ledger import rows
 from streams.ledger.chain import Link, seal
 from streams.ledger.chain_check import JOURNALS, check_chain
-from streams.ledger.database import connection_string
+from streams.ledger.database import connect_sink, connection_string
 from streams.ledger.errors import LedgerKeyError
 from streams.ledger.heads import is_genuine, load_key, sign
+from streams.ledger.roles import grant_sink
 from streams.ledger.rows import Raw
 from streams.ledger.unit import Batch
+from streams.ledger.writer import LedgerWriter
 from streams.records import LedgerHead, decode, encode
 from tests.ledger_books import (
     T0,
@@ -336,3 +339,38 @@ def test_an_unreadable_record_is_sealed_with_its_batch(topics: Topics) -> None:
     topics.writer.flush(topics.unit, Batch(outcomes=[Raw(0, T0, b"{", b"acme")]))
     assert topics.unit.link.next_outcome == 1
     assert found(topics.url, [sign(KEY, topics.unit.link)]) == []
+
+
+def test_the_sinks_role_can_book_and_change_nothing(topics: Topics) -> None:
+    role = f"sink_{uuid.uuid4().hex}"
+
+    def connect(url: str) -> psycopg.Connection[Any]:
+        connection = connect_sink(url)
+        connection.execute(f"SET SESSION AUTHORIZATION {role}".encode())
+        return connection
+
+    with psycopg.connect(connection_string(topics.url), autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            grant_sink(topics.url, role)
+            grant_sink(topics.url, role)
+            writer = LedgerWriter(topics.url, decisions="d", outcomes="o", connect=connect)
+            unit = writer.claim(0, partitions=1)
+            writer.flush(unit, topics.batch(decision("r1"), usage("r1", 5), b"poison"))
+            assert found(topics.url, [sign(KEY, unit.link)]) == []
+            for attack in (
+                "UPDATE transfers SET amount_nanousd = 0",
+                "DELETE FROM links",
+                "TRUNCATE transfers",
+                "ALTER TABLE transfers DISABLE TRIGGER ALL",
+                "DROP TRIGGER links_rows_stay ON links",
+                "DROP TABLE links CASCADE",
+                "SET session_replication_role = replica",
+                "CREATE TABLE mine (x int)",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    writer.connection.execute(attack.encode())
+            writer.close()
+        finally:
+            owner.execute(f"DROP OWNED BY {role}".encode())
+            owner.execute(f"DROP ROLE {role}".encode())

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, LiteralString
 
 import numpy as np
@@ -123,8 +124,9 @@ def measure(server: PostgresServer, shape: Shape, *, say: Say) -> dict[str, Any]
                 start = number * shape.pairs
                 batches = list(_batches(shape, start))
                 began, began_cpu = time.perf_counter(), time.process_time()
-                for batch in batches:
-                    writer.flush(unit, batch)
+                for batch, following in zip_longest(batches, batches[1:]):
+                    ahead = None if following is None else (unit, following)
+                    writer.flush(unit, batch, following=ahead)
                 rates["sink"].append(shape.pairs / (time.perf_counter() - began))
                 cpu.append((time.process_time() - began_cpu) / shape.pairs * 1e6)
                 rows = _read_rows(mine, start, shape)

@@ -23,6 +23,7 @@ from streams.ledger.audit import AUDITS, Answer, Value, run_audit
 from streams.ledger.database import describe
 from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
+from streams.ledger.roles import grant_sink
 from streams.ledger.sink import run_sink
 from streams.ledger.verify import Report, verify
 from streams.ledger.writer import relax_collector
@@ -63,12 +64,17 @@ def register(app: typer.Typer) -> None:
     def migrate(
         ctx: typer.Context,
         revision: Annotated[str, typer.Option(help="The revision to go up to.")] = "head",
+        sink_role: Annotated[
+            str | None, typer.Option(help="A database role that may book afterwards.")
+        ] = None,
     ) -> None:
         """Create or update the ledger's tables; safe to repeat."""
         config: Config = ctx.obj
         with _errors_told():
             url = _database_url(config)
             migrations.upgrade(url, revision)
+            if sink_role is not None:
+                grant_sink(url, sink_role)
             typer.echo(f"ledger: revision {migrations.current_revision(url)}")
 
     @app.command()
@@ -135,6 +141,9 @@ def _errors_told() -> Iterator[None]:
         yield
     except (LedgerError, ConfigError) as error:
         typer.echo(f"tollway: {error}", err=True)
+        raise typer.Exit(2) from None
+    except psycopg.errors.UndefinedObject as error:
+        typer.echo(f"tollway: {error.diag.message_primary}", err=True)
         raise typer.Exit(2) from None
     except psycopg.errors.UndefinedTable:
         typer.echo("tollway: the ledger has no tables; run `tollway migrate`", err=True)

@@ -75,12 +75,16 @@ class DigestingWriter(LibpqWriter):
     def __init__(self, cursor: object) -> None:
         super().__init__(cursor)  # type: ignore[arg-type]
         self._content = hashlib.sha256()
+        self._size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send a block of rows."""
         self._content.update(data)
+        self._size += len(data)
         super().write(data)
 
     def digest(self) -> bytes:
-        """Return the digest of what was sent."""
+        """Return the digest of what was sent, once that has ended."""
+        if self._size <= len(COPY_HEADER) + len(COPY_TRAILER):
+            return NOTHING
         return self._content.digest()

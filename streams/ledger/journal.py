@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +12,8 @@ from psycopg import Cursor
 from streams.ledger import rows
 from streams.ledger.chain import NOTHING, DigestingWriter, Link, seal
 from streams.ledger.rows import Row, Target
+
+Put = Callable[[Row], None]
 
 _LINK = """
 INSERT INTO links (partition, link, epoch, next_decision, next_outcome, next_line, booked_at,
@@ -24,23 +28,52 @@ def insert_link(cursor: Cursor[Any], link: Link) -> None:
 
 
 class Journal:
-    """What one transaction adds to a partition; ``last`` is the partition's last link so far."""
+    """What one transaction adds to a partition; ``last`` is the partition's last link so far.
+
+    Plain COPY, not by way of a temporary table and ON CONFLICT: which records are copies is
+    known by then, and a unique constraint that is broken nevertheless must not pass in silence.
+    """
 
     def __init__(self, cursor: Cursor[Any], last: Link, *, epoch: int) -> None:
         self.last = last
-        self.decisions: list[Row] = []
-        self.outcomes: list[Row] = []
         self.transfers: list[Row] = []
         self.dead_letters: list[Row] = []
         self.conflicts: list[Row] = []
         self._cursor = cursor
         self._epoch = epoch
         self._links: list[Link] = []
+        self._decisions_sha256 = self._outcomes_sha256 = NOTHING
+
+    @contextmanager
+    def decisions(self) -> Iterator[Put]:
+        """Take decisions, each on its way to the server at once: it works while rows are made."""
+        with self._copying(rows.DECISIONS) as (put, writer):
+            yield put
+        self._decisions_sha256 = writer.digest()
+
+    @contextmanager
+    def outcomes(self) -> Iterator[Put]:
+        """Take outcomes in the same way."""
+        with self._copying(rows.OUTCOMES) as (put, writer):
+            yield put
+        self._outcomes_sha256 = writer.digest()
 
     def write(
-        self, *, next_decision: int, next_outcome: int, next_line: int, booked_at: datetime
+        self,
+        *,
+        next_decision: int,
+        next_outcome: int,
+        next_line: int,
+        booked_at: datetime,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        """Write the rows and forget them; the partition stands at these places afterwards."""
+        """Write the other rows and forget them; the partition stands at these places afterwards.
+
+        ``meanwhile`` is done while the server is busy with the last of the transfers.
+        """
+        transfers_sha256 = self._copy(rows.TRANSFERS, self.transfers, meanwhile)
+        self._copy(rows.DEAD_LETTERS, self.dead_letters)
+        self._copy(rows.CONFLICTS, self.conflicts)
         link = self.last._replace(
             link=self.last.link + 1,
             epoch=self._epoch,
@@ -48,12 +81,11 @@ class Journal:
             next_outcome=next_outcome,
             next_line=next_line,
             booked_at=booked_at,
-            decisions_sha256=self._copy(rows.DECISIONS, self.decisions),
-            outcomes_sha256=self._copy(rows.OUTCOMES, self.outcomes),
-            transfers_sha256=self._copy(rows.TRANSFERS, self.transfers),
+            decisions_sha256=self._decisions_sha256,
+            outcomes_sha256=self._outcomes_sha256,
+            transfers_sha256=transfers_sha256,
         )
-        self._copy(rows.DEAD_LETTERS, self.dead_letters)
-        self._copy(rows.CONFLICTS, self.conflicts)
+        self._decisions_sha256 = self._outcomes_sha256 = NOTHING
         self.last = seal(self.last.sha256, link)
         self._links.append(self.last)
 
@@ -62,18 +94,23 @@ class Journal:
         for link in self._links:
             insert_link(self._cursor, link)
 
-    def _copy(self, target: Target, content: list[Row]) -> bytes:
-        """Write the rows, forget them and return their digest.
-
-        Plain COPY, not by way of a temporary table and ON CONFLICT: which records are copies is
-        known by now, and a unique constraint that is broken nevertheless must not pass in silence.
-        """
+    def _copy(
+        self, target: Target, content: list[Row], meanwhile: Callable[[], None] | None = None
+    ) -> bytes:
+        """Write the rows, forget them and return their digest."""
         if not content:
             return NOTHING
+        with self._copying(target) as (put, writer):
+            for row in content:
+                put(row)
+            if meanwhile is not None:
+                meanwhile()
+        content.clear()
+        return writer.digest()
+
+    @contextmanager
+    def _copying(self, target: Target) -> Iterator[tuple[Put, DigestingWriter]]:
         writer = DigestingWriter(self._cursor)
         with self._cursor.copy(target.statement, writer=writer) as copy:
             copy.set_types(target.types)
-            for row in content:
-                copy.write_row(row)
-        content.clear()
-        return writer.digest()
+            yield copy.write_row, writer

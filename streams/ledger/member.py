@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 
+from streams.failpoints import pass_point
 from streams.ledger.database import describe, is_transient
 from streams.ledger.errors import (
     LedgerFencedError,
@@ -197,12 +198,16 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             inbox.miss(tp, wanted)
 
     async def _flush(self) -> None:
-        for partition, inbox in list(self._inboxes.items()):
+        held = [(inbox, inbox.batch()) for inbox in self._inboxes.values()]
+        for number, (inbox, batch) in enumerate(held, 1):
+            partition = inbox.unit.partition
+            following = (held[number][0].unit, held[number][1]) if number < len(held) else None
             while inbox.size or inbox.unit.behind:
                 if self._inboxes.get(partition) is not inbox:
                     break
+                flush = partial(self._writer.flush, inbox.unit, batch, following=following)
                 try:
-                    await self._run(partial(self._writer.flush, inbox.unit, inbox.batch()))
+                    await self._run(flush)
                 except LedgerHaltError as error:
                     await self._halt(inbox, error)
                     break
@@ -213,7 +218,9 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                     # two deployments by mistake must not take it from each other all the time.
                     self._claim_at[partition] = _now() + 1.0
                     break
+                pass_point("sink.after_flush")
                 inbox.settle()
+                batch = inbox.batch()
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         """Make a call to the database in a thread, so that heartbeats go on."""

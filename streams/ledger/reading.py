@@ -86,17 +86,19 @@ def _price(tag: PriceTag) -> Price:
 
 def booked(decision: Decision, mark: bytes, *, offset: int) -> Booked:
     """Return what the books need of the decision that lies at ``offset``."""
+    price = None if decision.arm is None else price_of(decision)
+    # By position: a decision of each request passes here.
     return Booked(
-        offset=offset,
-        decision_id=decision.decision_id,
-        request_id=decision.request_id,
-        budget=decision.budget,
-        arm=decision.arm,
-        price=None if decision.arm is None else price_of(decision),
-        reserved_nanousd=decision.reserved_nanousd,
-        decided_ms=decision.decided_ms,
-        expires_ms=decision.expires_ms,
-        fingerprint=mark,
+        offset,
+        decision.decision_id,
+        decision.request_id,
+        decision.budget,
+        decision.arm,
+        price,
+        decision.reserved_nanousd,
+        decision.decided_ms,
+        decision.expires_ms,
+        mark,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from psycopg import Cursor
@@ -10,19 +10,12 @@ from psycopg import Cursor
 from streams.ledger import rows
 from streams.ledger.chain import Link
 from streams.ledger.fold import Case, Copy, Reported
-from streams.ledger.journal import Journal
-from streams.ledger.reading import (
-    booked,
-    check_partition,
-    read_decision,
-    read_outcome,
-    reported,
-    request_of,
-    root_of,
-)
+from streams.ledger.journal import Journal, Put
+from streams.ledger.reading import booked, reported
+from streams.ledger.readings import Readings
 from streams.ledger.rows import Raw, Row
 from streams.ledger.unit import Batch, Counts, Unit
-from streams.records import BadRecordError, Decision, Outcome
+from streams.records import Decision, Outcome
 
 SWEEP_MAX = 5_000
 """About how many reservations one flush looks at for having expired."""
@@ -99,31 +92,40 @@ class Transaction:
         return True
 
     def book(
-        self, batch: Batch, *, careful: bool = True, refused: BadRecordError | None = None
+        self,
+        readings: Readings,
+        *,
+        careful: bool = True,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        """Write all that follows from the batch; ``refused`` makes dead letters of its records.
+        """Write all that follows from what was read.
 
         Not ``careful``, it takes decisions that are not in memory for new ones: that they are
-        almost always, and where not, their primary key refuses the transaction.
+        almost always, and where not, their primary key refuses the transaction. ``meanwhile`` may
+        be done while the server is busy.
         """
-        decisions = self._read_decisions(batch.decisions, refused)
-        outcomes = self._read_outcomes(batch.outcomes, refused)
-        cases = self._unit.cases
+        decisions, outcomes, refused, clock_ms = readings
+        cases, partition = self._unit.cases, self._unit.partition
         decided = [decision.decision_id for _, decision, _ in decisions]
-        touched = [facts.decision_id for _, facts in outcomes]
+        touched = [request for _, _, request, _ in outcomes]
         waiting = cases.load(self._cursor, touched, decided, careful=careful)
-        for raw, decision, mark in decisions:
-            self._decide(raw, decision, mark, waiting.pop(decision.decision_id, []))
-        for outcome, facts in outcomes:
-            self._journal.outcomes.append(rows.outcome_row(self._unit.partition, outcome, facts))
-            case = cases.get(facts.decision_id)
-            if case is not None:
-                self._note(facts, case.take(facts))
-                self._post(case)
-        records = len(batch.decisions) + len(batch.outcomes)
+        for cause, raw, error in refused:
+            letter = rows.dead_letter_row(self._topics[cause], partition, raw, error)
+            self._journal.dead_letters.append(letter)
+        if decisions:
+            with self._journal.decisions() as put:
+                for raw, decision, mark in decisions:
+                    late = waiting.pop(decision.decision_id, ()) if waiting else ()
+                    self._decide(raw, decision, mark, late, put)
+        if outcomes:
+            with self._journal.outcomes() as put:
+                for entry in outcomes:
+                    self._report(*entry, put)
+        self._clock_ms = max(self._clock_ms, clock_ms)
+        records = len(decisions) + len(outcomes) + len(refused)
         self.counts.records += records
         if records:
-            self._write()
+            self._write(meanwhile)
 
     def sweep(self) -> None:
         """Book what has expired by the partition's clock; a bounded part of it at a time."""
@@ -161,60 +163,12 @@ class Transaction:
         self.counts.duplicates += sum(self._duplicates.values())
         return self._swept_ms < self._clock_ms
 
-    def _read_decisions(
-        self, raws: Sequence[Raw], refused: BadRecordError | None
-    ) -> list[tuple[Raw, Decision, bytes]]:
-        read = []
-        for raw in raws:
-            try:
-                if refused is not None:
-                    raise refused
-                decision, mark = read_decision(raw.value)
-                self._check_partition(root_of(decision.budget).encode())
-                read.append((raw, decision, mark))
-            except BadRecordError as error:
-                self._bury("decision", raw, error)
-        return read
-
-    def _read_outcomes(
-        self, raws: Sequence[Raw], refused: BadRecordError | None
-    ) -> list[tuple[Outcome, Reported]]:
-        read = []
-        for raw in raws:
-            # Unreadable records move the clock too: their timestamps are the broker's.
-            self._clock_ms = max(self._clock_ms, raw.at_ms)
-            try:
-                if refused is not None:
-                    raise refused
-                outcome = read_outcome(raw.value)
-                self._check_partition(raw.key or b"")
-            except BadRecordError as error:
-                self._bury("outcome", raw, error)
-                continue
-            facts = reported(
-                outcome,
-                decision_id=request_of(raw.key, outcome.request_id),
-                offset=raw.offset,
-                at_ms=raw.at_ms,
-                clock_ms=self._clock_ms,
-            )
-            read.append((outcome, facts))
-        return read
-
-    def _check_partition(self, key: bytes) -> None:
-        check_partition(key, self._unit.partition, self._unit.partitions)
-
-    def _bury(self, cause: str, raw: Raw, error: BadRecordError) -> None:
-        topic = self._topics[cause]
-        letter = rows.dead_letter_row(topic, self._unit.partition, raw, error)
-        self._journal.dead_letters.append(letter)
-
-    def _decide(self, raw: Raw, decision: Decision, mark: bytes, waiting: list[Reported]) -> None:
+    def _decide(
+        self, raw: Raw, decision: Decision, mark: bytes, waiting: Sequence[Reported], put: Put
+    ) -> None:
         known = self._unit.cases.get(decision.decision_id)
         if known is None:
-            partition = self._unit.partition
-            row = rows.decision_row(partition, raw.offset, decision, mark)
-            self._journal.decisions.append(row)
+            put(rows.decision_row(self._unit.partition, raw.offset, decision, mark))
             case = self._unit.cases.open(booked(decision, mark, offset=raw.offset))
             for facts in waiting:
                 self._note(facts, case.take(facts))
@@ -227,6 +181,20 @@ class Transaction:
                 (raw.offset, "decision", decision.decision_id, decision.request_id),
                 ("other_content", known.decision.offset, raw.at_ms),
             )
+
+    def _report(self, raw: Raw, outcome: Outcome, request: str, clock_ms: int, put: Put) -> None:
+        facts = reported(
+            outcome,
+            decision_id=request,
+            offset=raw.offset,
+            at_ms=raw.at_ms,
+            clock_ms=max(self._clock_ms, clock_ms),
+        )
+        put(rows.outcome_row(self._unit.partition, outcome, facts))
+        case = self._unit.cases.get(request)
+        if case is not None:
+            self._note(facts, case.take(facts))
+            self._post(case)
 
     def _note(self, facts: Reported, copies: list[Copy]) -> None:
         for copy in copies:
@@ -257,7 +225,7 @@ class Transaction:
             )
             self._line += 1
 
-    def _write(self) -> None:
+    def _write(self, meanwhile: Callable[[], None] | None = None) -> None:
         journal, (next_decision, next_outcome) = self._journal, self._nexts
         self.counts.transfers += len(journal.transfers)
         self.counts.dead_letters += len(journal.dead_letters)
@@ -267,4 +235,5 @@ class Transaction:
             next_outcome=next_outcome,
             next_line=self._line,
             booked_at=self._booked_at,
+            meanwhile=meanwhile,
         )

@@ -11,10 +11,12 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psycopg
 
+from streams.failpoints import pass_point
 from streams.ledger.cases import Cases
 from streams.ledger.chain import NOTHING, ORIGIN, Link, seal
 from streams.ledger.database import (
@@ -26,6 +28,7 @@ from streams.ledger.database import (
 )
 from streams.ledger.errors import LedgerCorruptError, LedgerFencedError
 from streams.ledger.journal import insert_link
+from streams.ledger.readings import Readings, read_batch, refuse_batch
 from streams.ledger.transaction import Transaction
 from streams.ledger.unit import Batch, Counts, Unit
 from streams.records import BadRecordError
@@ -70,6 +73,7 @@ class LedgerWriter:
         self._database_url = database_url
         self._connect = connect
         self._connection: Connection | None = None
+        self._ahead: tuple[Batch, Readings] | None = None
 
     @property
     def connection(self) -> Connection:
@@ -104,6 +108,7 @@ class LedgerWriter:
             link = self._last_link(cursor, partition)
             if link is None:
                 link = self._open_chain(cursor, partition, epoch, nexts)
+        pass_point("sink.after_claim")
         return Unit(
             partition=partition,
             partitions=partitions,
@@ -136,11 +141,14 @@ class LedgerWriter:
             [reason, [self._decisions, self._outcomes], unit.partition, unit.epoch],
         )
 
-    def flush(self, unit: Unit, batch: Batch) -> None:
+    def flush(
+        self, unit: Unit, batch: Batch, *, following: tuple[Unit, Batch] | None = None
+    ) -> None:
         """Book the batch and move the unit past it, or past as much of it as was booked before.
 
         The batch must begin at the unit's next offsets. After an error the caller gives what
-        remains of it again.
+        remains of it again. The ``following`` batch, if one is known, is read while the server
+        is busy with this one.
 
         Raises
         ------
@@ -152,13 +160,18 @@ class LedgerWriter:
             If the database fails; what was written by then is durable or it is not.
         """
         try:
+            ahead, self._ahead = self._ahead, None
+            is_read = ahead is not None and ahead[0] is batch
+            readings = ahead[1] if ahead is not None and is_read else read_batch(unit, batch)
             try:
-                self._attempt(unit, batch, careful=False)
+                self._attempt(
+                    unit, batch, readings, careful=False, meanwhile=partial(self._read, following)
+                )
             except psycopg.errors.UniqueViolation as error:
                 if not is_copy(error):
                     raise
                 self._forget(unit)
-                self._attempt(unit, batch)
+                self._attempt(unit, batch, readings)
         except Exception as error:
             self._forget(unit)
             constraint = corrupt_constraint(error)
@@ -169,31 +182,40 @@ class LedgerWriter:
             log.warning("partition %d: %s: record by record", unit.partition, describe(error))
             self._unroll(unit, batch)
 
+    def _read(self, following: tuple[Unit, Batch] | None) -> None:
+        if following is not None:
+            self._ahead = (following[1], read_batch(*following))
+
     def _attempt(
         self,
         unit: Unit,
         batch: Batch,
+        readings: Readings,
         *,
         sweep: bool = True,
         careful: bool = True,
-        refused: BadRecordError | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         moved = behind = False
         with self.connection.transaction() as attempt, self.connection.cursor() as cursor:
             transaction = Transaction(
                 cursor, unit, decisions=self._decisions, outcomes=self._outcomes
             )
+            pass_point("sink.before_move")
             moved = transaction.move(batch)
             if not moved:
                 # One of the two cursors may have been moved.
                 raise psycopg.Rollback(attempt)
-            transaction.book(batch, careful=careful, refused=refused)
+            pass_point("sink.before_copy")
+            transaction.book(readings, careful=careful, meanwhile=meanwhile)
             if sweep:
                 transaction.sweep()
             behind = transaction.finish()
+            pass_point("sink.before_commit")
         if not moved:
             self._resolve(unit, batch)
             return
+        pass_point("sink.after_commit")
         unit.next_decision, unit.next_outcome = batch.ends(unit)
         unit.link = transaction.link
         unit.behind = behind
@@ -232,13 +254,13 @@ class LedgerWriter:
         singles += [Batch(outcomes=[raw]) for raw in batch.outcomes]
         for single in singles:
             try:
-                self._attempt(unit, single, sweep=False)
+                self._attempt(unit, single, read_batch(unit, single), sweep=False)
             except Exception as error:
                 self._forget(unit)
                 if not is_refusal(error):
                     raise
                 refusal = BadRecordError("refused", describe(error))
-                self._attempt(unit, single, sweep=False, refused=refusal)
+                self._attempt(unit, single, refuse_batch(single, refusal), sweep=False)
 
     def _forget(self, unit: Unit) -> None:
         # The cases have run ahead of the tables, and the connection may be in any state.

@@ -116,10 +116,11 @@ def _expect_requests(
             continue
         fields = json.loads(record.value)
         if "deadline_ms" in fields:
+            # Also if it is a conflict: one dead letter a record.
             expected.letters[record.place] = "deadline_past"
         known = first.setdefault(identity_of(record.key, fields["request_id"]), (record, fields))
         if known[0].value != record.value:
-            expected.letters[record.place] = "conflict"
+            expected.letters.setdefault(record.place, "conflict")
     return first
 
 
