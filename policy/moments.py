@@ -9,6 +9,7 @@ were seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +17,11 @@ import numpy as np
 from policy.linear import strength_of
 from policy.terms import Floats
 
-BLOCK = 16
-"""Observations that are folded in at once; fewer at the start, so that nothing waits long."""
-_CHECK_EVERY = 4 * BLOCK
+BLOCK, BLOCK_LATER = 16, 32
+"""Observations that are folded in at once; fewer at the start, so that nothing waits long, and more
+where a model has seen so much that it does not matter."""
+_LATER = 4_096
+_CHECK_EVERY = 128
 _DRIFT, _ALARM, _WINSOR = 0.5, 10.0, 2.0
 _KEPT_AFTER_CHANGE = 20.0
 _HEAD = 10
@@ -72,11 +75,13 @@ class Moments:
         """Observations ever taken in."""
         self.dropped = False
         """Whether the last sudden change was downwards."""
-        self._pending: Floats = np.zeros((BLOCK, width + 1))
+        self._pending: Floats = np.zeros((BLOCK_LATER, width + 1))
         self._values: list[float] = []
         self._weights: list[float] = []
         # Square roots of the decay of the last observations, the latest being 1.
-        self._decay: Floats = np.sqrt(forgetting ** np.arange(BLOCK - 1.0, -1.0, -1.0))
+        self._decay: Floats = np.sqrt(
+            forgetting ** np.arange(BLOCK_LATER - 1.0, -1.0, -1.0)
+        )
         self._check: Floats = np.zeros(width)
         self._above: _Run = _QUIET
         self._below: _Run = _QUIET
@@ -103,8 +108,8 @@ class Moments:
 
     def _until_full(self, count: int) -> int:
         """Return how many observations are wanted until the waiting ones are folded in."""
-        wanted = 1
-        while count + wanted < BLOCK and count + wanted < (self.seen + wanted) // 8:
+        wanted, block = 1, BLOCK if self.seen < _LATER else BLOCK_LATER
+        while count + wanted < block and count + wanted < (self.seen + wanted) // 8:
             wanted += 1
         return wanted
 
@@ -117,20 +122,20 @@ class Moments:
         rows = self._pending[:count]
         rows[:, -1] = self._values
         # By roots of the weights, so that the product is exactly symmetric.
-        scaled = rows * (np.sqrt(self._weights) * self._decay[BLOCK - count :])[:, None]
+        scaled = rows * (np.sqrt(self._weights) * self._decay[BLOCK_LATER - count :])[:, None]
         kept: Floats = self.matrix * self._forgetting**count
         kept += scaled.T @ scaled
         return kept
 
     def _fold(self) -> None:
-        changed = self._watch() if self.seen > 2 * BLOCK else 0.0
+        changed = self._watch() if self.seen > 32 else 0.0
         if changed:
             # Before the block is added: that is of the new level already.
             self._shift(changed)
         self.matrix = self._with_pending()
         self._values.clear()
         self._weights.clear()
-        if changed or self.seen < 2 * _CHECK_EVERY or self.seen % _CHECK_EVERY < BLOCK:
+        if changed or self.seen < 2 * _CHECK_EVERY or self.seen % _CHECK_EVERY < BLOCK_LATER:
             self._check = self._estimate()
 
     def _estimate(self) -> Floats:
@@ -145,34 +150,40 @@ class Moments:
     def _watch(self) -> float:
         """Follow the residuals of the waiting block; return the shift if they raise an alarm."""
         count = len(self._values)
-        residuals = np.array(self._values) - self._pending[:count, :-1] @ self._check
-        z = np.append(-self._check, 1.0)
-        weight = self.matrix[-2, -2]
-        squares = float(z @ self.matrix @ z) + 5.0 * self._noise**2
-        deviation = max(float(np.sqrt(max(squares, 0.0) / (weight + 5.0))), 0.05 * self._noise)
         weights = np.array(self._weights)
-        units = residuals / deviation
-        clipped = np.clip(units, -_WINSOR, _WINSOR) * weights
-        columns = (clipped.tolist(), (units * weights).tolist(), self._weights)
-        above, above_sum, above_length = self._above
-        below, below_sum, below_length = self._below
-        for bounded, unit, one in zip(*columns, strict=True):
-            above += bounded - _DRIFT
-            above_sum, above_length = above_sum + unit, above_length + one
+        z = np.append(-self._check, 1.0)
+        squares = float(z @ self.matrix @ z) + 5.0 * self._noise**2
+        level = math.sqrt(max(squares, 0.0) / (float(self.matrix[-2, -2]) + 5.0))
+        deviation = max(level, 0.05 * self._noise)
+        residuals = np.array(self._values) - self._pending[:count, :-1] @ self._check
+        units = residuals * (weights / deviation)
+        bounds = _WINSOR * weights
+        bounded = np.minimum(np.maximum(units, -bounds), bounds).tolist()
+        above, below = self._above[0], self._below[0]
+        # Where each run began; what is carried from the former block counts from its own start.
+        rise = fall = -1
+        for place, value in enumerate(bounded):
+            above += value - _DRIFT
             if above <= 0.0:
-                above, above_sum, above_length = _QUIET
-            below -= bounded + _DRIFT
-            below_sum, below_length = below_sum + unit, below_length + one
+                above, rise = 0.0, place + 1
+            below -= value + _DRIFT
             if below <= 0.0:
-                below, below_sum, below_length = _QUIET
+                below, fall = 0.0, place + 1
             if above > _ALARM or below > _ALARM:
                 self.dropped = below > above
+                run = (self._below, fall) if self.dropped else (self._above, rise)
+                _, total, length = self._run(0.0, *run, units, place + 1)
                 self._above = self._below = _QUIET
-                mean = below_sum / below_length if self.dropped else above_sum / above_length
-                return deviation * mean
-        self._above = above, above_sum, above_length
-        self._below = below, below_sum, below_length
+                return deviation * total / length
+        self._above = self._run(above, self._above, rise, units, count)
+        self._below = self._run(below, self._below, fall, units, count)
         return 0.0
+
+    def _run(self, statistic: float, before: _Run, start: int, units: Floats, end: int) -> _Run:
+        """Return a CUSUM's run that began at ``start`` of the block, or before it if negative."""
+        total, length = (0.0, 0.0) if start >= 0 else before[1:]
+        part = slice(max(start, 0), end)
+        return statistic, total + sum(units[part].tolist()), length + sum(self._weights[part])
 
     def _shift(self, shift: float) -> None:
         """Move the level of what was seen by ``shift`` and forget most of its weight."""
@@ -211,7 +222,7 @@ class Moments:
         waiting = int(vector[1])
         upper = np.triu_indices(width + 1)
         ends = np.cumsum([_HEAD, width, len(upper[0]), waiting * width, waiting, waiting])
-        if not 0 <= waiting < BLOCK or len(vector) < ends[-1]:
+        if not 0 <= waiting < BLOCK_LATER or len(vector) < ends[-1]:
             raise ValueError(f"state of {width} features is cut short")
         self.seen, self.dropped = int(vector[2]), bool(vector[3])
         above, below = vector[4:7].tolist(), vector[7:10].tolist()

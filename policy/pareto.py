@@ -48,6 +48,8 @@ _OPTIONS: dict[str, float | str] = {
 _REWARD_PRIOR, _LENGTH_PRIOR = 0.5, float(np.log1p(300.0))
 _LENGTH_SIGNAL = 0.3
 _LOG_TOKENS_MAX = 18.5
+_OLDEST = 10_000
+"""Decisions after which an outcome's weight falls no further."""
 _EXTRA = 4
 """Bytes that say how many the options keep of an arm; these come next."""
 
@@ -110,6 +112,7 @@ class Pareto:
         self._thompson = algorithm == "thompson"
         self._numbers = numbers
         self._forgetting = numbers["forgetting"]
+        self._faded = np.array([self._forgetting**age for age in range(_OLDEST + 1)])
         self._width = settings.dimensions + 1
         self._arms: tuple[Arm, ...] = ()
         self._states: dict[str, ArmState] = {}
@@ -191,8 +194,8 @@ class Pareto:
         """Take in outcomes of one arm, in order."""
         state = self._state(lessons.arm)
         # By plain numbers: vector functions may round otherwise in another batch.
-        weights = [self._forgetting ** min(max(age, 0), 10_000) for age in lessons.age.tolist()]
-        lengths = [math.log1p(tokens) for tokens in self._tokens(lessons).tolist()]
+        weights = self._faded[np.minimum(lessons.age, _OLDEST)].tolist()
+        lengths = [*map(math.log1p, self._tokens(lessons).tolist())]
         changed = False
         for moments, values in ((state.reward, lessons.reward.tolist()), (state.length, lengths)):
             rows = [row for row, value in enumerate(values) if value == value]

@@ -37,8 +37,8 @@ from policy.windows import RewardWindows
 
 RING = 256
 """Contexts of which the spend curve is made."""
-CURVE_EVERY = 64
-"""Decisions after which the spend curve is made anew."""
+CURVE_EVERY, CURVE_EVERY_MOST = 64, 512
+"""Decisions after which the spend curve is made anew: an eighth of all so far, between these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,8 @@ class State:
     def refresh_curve(self, batch: Contexts) -> None:
         """Make the spend curve anew if it is due; of the batch too while the ring is short."""
         position = self.gate.position.decisions
-        if self.curve is not None and position - self.curve_at < CURVE_EVERY:
+        every = min(max(position // 8, CURVE_EVERY), CURVE_EVERY_MOST)
+        if self.curve is not None and position - self.curve_at < every:
             return
         if not self.routable.any():
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,13 +39,19 @@ def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaPr
 
 @dataclass(slots=True)
 class Outbox:
-    """What one partition of one topic is sent; offsets are checked where they are foretold."""
+    """What one partition of one topic is sent; offsets are checked where they are foretold.
+
+    The producer takes the next batch of a partition only once the former is on its way. Batches
+    wait for that in a queue here, so that whoever made them goes on.
+    """
 
     producer: AIOKafkaProducer
     topic: str
     partition: int
-    pending_max: int = 64
-    _pending: list[tuple[asyncio.Future[Any], int | None]] = field(default_factory=list)
+    pending_max: int = 16
+    _queue: deque[tuple[Any, int | None]] = field(default_factory=deque)
+    _pending: deque[tuple[asyncio.Future[Any], int | None]] = field(default_factory=deque)
+    _pump: asyncio.Task[None] | None = None
 
     async def send(
         self, key: bytes | None, values: Sequence[bytes], *, keys: Sequence[bytes] | None = None,
@@ -54,32 +62,44 @@ class Outbox:
         With ``first_offset`` the records must be appended there. Waits while more than
         ``pending_max`` batches are not acknowledged.
         """
+        # The broker puts its own time in; asking the clock for each record takes longer than that.
+        now_ms = int(time.time() * 1_000)
         builder, begun = self.producer.create_batch(), 0
         for number, value in enumerate(values):
-            record_key = key if keys is None else keys[number]
-            record_headers = list(headers[number]) if headers else []
-            if builder.append(
-                key=record_key, value=value, timestamp=None, headers=record_headers
-            ) is None:  # fmt: skip
+            record = {
+                "key": key if keys is None else keys[number],
+                "value": value,
+                "timestamp": now_ms,
+                "headers": list(headers[number]) if headers else [],
+            }
+            if builder.append(**record) is None:
                 await self._send(builder, begun, first_offset)
                 builder, begun = self.producer.create_batch(), number
-                if builder.append(
-                    key=record_key, value=value, timestamp=None, headers=record_headers
-                ) is None:  # fmt: skip
+                if builder.append(**record) is None:
                     raise ValueError(f"a record of {len(value)} bytes does not fit a batch")
         if builder.record_count():
             await self._send(builder, begun, first_offset)
 
     async def _send(self, builder: Any, begun: int, first_offset: int | None) -> None:
         builder.close()
-        future = await self.producer.send_batch(builder, self.topic, partition=self.partition)
-        self._pending.append((future, None if first_offset is None else first_offset + begun))
-        while len(self._pending) > self.pending_max:
+        self._queue.append((builder, None if first_offset is None else first_offset + begun))
+        if self._pump is None or self._pump.done():
+            if self._pump is not None:
+                self._pump.result()  # raises what ended it
+            self._pump = asyncio.create_task(self._run())
+        while len(self._queue) + len(self._pending) > self.pending_max:
             await self._settle_first()
+
+    async def _run(self) -> None:
+        while self._queue:
+            builder, expected = self._queue[0]
+            future = await self.producer.send_batch(builder, self.topic, partition=self.partition)
+            self._queue.popleft()
+            self._pending.append((future, expected))
 
     async def flush(self) -> None:
         """Return when everything sent so far is acknowledged, where it was foretold to lie."""
-        while self._pending:
+        while self._queue or self._pending:
             await self._settle_first()
 
     async def broker_time(self, value: bytes) -> int:
@@ -90,9 +110,14 @@ class Outbox:
         return int(metadata.timestamp)
 
     async def _settle_first(self) -> None:
+        if not self._pending:
+            assert self._pump is not None
+            # Not cancelled with whoever waits for it.
+            await asyncio.shield(self._pump)
+            return
         future, expected = self._pending[0]
         metadata = await future
         if self._pending and self._pending[0][0] is future:
-            self._pending.pop(0)
+            self._pending.popleft()
             if expected is not None and metadata.offset != expected:
                 raise OverlapError(self.topic, self.partition, expected, metadata.offset)

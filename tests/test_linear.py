@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.linear import Solution, Solver
@@ -63,6 +63,7 @@ def test_restored_state_goes_on_bitwise_the_same(first: int, second: int) -> Non
     assert restored.vector().tobytes() == through.vector().tobytes()
 
 
+@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=6))
 def test_how_observations_are_divided_changes_nothing(cuts: list[int]) -> None:
     rng = np.random.default_rng(5)

@@ -25,7 +25,7 @@ from policy.money import NANO_PER_USD
 from policy.pace import PACER_DTYPE, charge, correct, hold
 from policy.pacer import Plan, dual_price
 from policy.pareto import Pareto
-from policy.state import CURVE_EVERY, RING
+from policy.state import CURVE_EVERY_MOST, RING
 from policy.terms import Contexts, Floats, Ints, Lessons
 from streams.bench.core import NOW_MS, HotPath, Say, warmed
 from streams.bench.figures import ratio, ratio_lines, spread, table
@@ -154,7 +154,7 @@ class Bare:
 
     def _fresh_curve(self, contexts: Contexts) -> SpendCurve:
         total = int(self._pacing["total"][0])
-        if self._curve is None or total - self._curve_at >= CURVE_EVERY:
+        if self._curve is None or total - self._curve_at >= CURVE_EVERY_MOST:
             few = _part(contexts, slice(0, RING))
             eligible = np.ones((len(few), len(self._arms)), np.bool_)
             ranking = self._policy.rank(few, dual_price=np.zeros(len(few)), eligible=eligible)
