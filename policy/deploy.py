@@ -131,7 +131,9 @@ def _solve(objective: Floats, rows: list[LinearConstraint], arms: int) -> Bools 
         constraints=rows,
         integrality=np.repeat([0, 1, 0], arms),
         bounds=Bounds(0.0, 1.0),
-        options={"mip_rel_gap": 0.0, "time_limit": 5.0},
+        # Nodes, not seconds: a busy machine must not choose other arms. Undoing its presolve, HiGHS
+        # now and then prints a line on the standard output, in the middle of what a command says.
+        options={"mip_rel_gap": 0.0, "node_limit": 100_000, "presolve": False},
     )
     if solved.x is None:
         if solved.status == 2:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from policy.terms import Bools, Floats, Learning
 
-Kept = list[float] | dict[str, tuple[float, float]]
-"""What is kept of one arm."""
+Kept = list[float] | list[str] | dict[str, tuple[float, float]]
+"""What is kept of one arm, or of all of them together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,10 +31,12 @@ class Extra:
     """An option that does nothing.
 
     What is kept of an arm changes only by what happens to that arm, so that its page alone
-    restores it.
+    restores it; unless the option spans the arms (:class:`policy.terms.SpansArms`) and what it
+    keeps is the same for each of them.
     """
 
     name = ""
+    spans_arms = False
 
     def shift(self, arms: Sequence[str]) -> Floats | None:
         """Return what is added to the estimated reward of each arm, shape (k,)."""
@@ -60,4 +64,6 @@ def numbers(kept: Kept, count: int) -> list[float]:
     """Return what was kept as a list of so many numbers, or raise ``ValueError``."""
     if not isinstance(kept, list) or len(kept) != count:
         raise ValueError(f"not {count} numbers: {kept!r}")
+    if any(not isinstance(value, float | int) or not np.isfinite(value) for value in kept):
+        raise ValueError(f"not finite numbers: {kept!r}")
     return [float(value) for value in kept]

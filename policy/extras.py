@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
-from policy.extra import Extra, Kept, Scored
+from policy.extra import Extra, Scored
 from policy.floor import QualityFloor
 from policy.latency import LatencyWeight
 from policy.preferences import Preferences
@@ -60,6 +61,7 @@ class Extras:
         if "floor" in options:
             extras.append(QualityFloor(float(options["floor"])))
         self._extras = tuple(extras)
+        self.span_arms = any(extra.spans_arms for extra in extras)
 
     def __bool__(self) -> bool:
         return bool(self._extras)
@@ -105,7 +107,7 @@ class Extras:
         if not state:
             return
         try:
-            known = msgspec.msgpack.decode(state, type=dict[str, Kept])
+            known = msgspec.msgpack.decode(state, type=dict[str, Any])
         except msgspec.MsgspecError as exc:
             raise ValueError(f"state of the options: {exc}") from exc
         for extra in self._extras:

@@ -9,8 +9,7 @@ from policy.terms import Floats, Learning
 
 TOP = 10.0
 """Score of a free arm that reaches the floor; any other score is below 9."""
-_KEEP = 0.995
-_HORIZON = 200.0
+_HORIZON = 40.0
 _CORRECTION_MAX = 0.2
 
 
@@ -18,8 +17,8 @@ class QualityFloor(Extra):
     """Puts the arms whose estimated reward reaches the floor first, the cheapest foremost.
 
     Where none reaches it the score decides as always. The mean of the rewards is to meet the
-    floor: estimates of chosen arms are too high on average, so what was missed or exceeded lately
-    raises or lowers the level asked for, spread over the next 200 requests.
+    floor: estimates of chosen arms are too high on average, so what was missed or exceeded
+    raises or lowers the level asked for, until the mean is as wanted.
 
     References
     ----------
@@ -27,17 +26,17 @@ class QualityFloor(Extra):
     """
 
     name = "floor"
+    spans_arms = True
 
     def __init__(self, floor: float) -> None:
         if not 0.0 <= floor <= 1.0:
             raise ValueError(f"floor must be in [0, 1], got {floor}")
         self._floor = floor
-        self._missed: dict[str, float] = {}
+        self._missed = 0.0
 
     def level(self) -> float:
         """Return the estimate that an arm must reach now."""
-        missed = sum(self._missed.values()) / _HORIZON
-        return self._floor + min(max(missed, -_CORRECTION_MAX), _CORRECTION_MAX)
+        return self._floor + self._missed / _HORIZON
 
     def adjust(self, scored: Scored) -> Floats:
         """Return the scores with the arms that reach the floor above all others."""
@@ -50,13 +49,15 @@ class QualityFloor(Extra):
     def learned(self, learning: Learning) -> None:
         """Note by how much a reward missed the floor."""
         if learning.reward is not None:
-            before = self._missed.get(learning.arm, 0.0)
-            self._missed[learning.arm] = _KEEP * before + self._floor - learning.reward
+            # A floor that no arm can reach is not made up for without end.
+            most = _HORIZON * _CORRECTION_MAX
+            missed = self._missed + self._floor - learning.reward
+            self._missed = min(max(missed, -most), most)
 
     def kept(self, arm: str) -> Kept | None:
-        """Return what was missed lately with this arm."""
-        return [self._missed[arm]] if arm in self._missed else None
+        """Return by how much the rewards have missed the floor."""
+        return [self._missed] if self._missed else None
 
     def restore(self, arm: str, kept: Kept) -> None:
         """Put it back."""
-        self._missed[arm] = numbers(kept, 1)[0]
+        self._missed = numbers(kept, 1)[0]

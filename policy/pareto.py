@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -118,6 +119,9 @@ class Pareto:
         self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
         self._extras = Extras(settings.options)
+        if self._extras.span_arms:
+            # Only then, because arms that are checkpointed together take more writing.
+            self.spans_arms: Literal[True] = True
         self.in_batches = not self._extras
         self._rewards = Solver(signal=numbers["signal"], noise=REWARD_NOISE)
         self._lengths = Solver(signal=_LENGTH_SIGNAL, noise=LENGTH_NOISE)

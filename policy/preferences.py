@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from policy.extra import Extra, Kept
+from policy.extra import Extra, Kept, numbers
 from policy.terms import Floats, Learning
 
 _KEEP = 0.999
@@ -101,11 +101,10 @@ class Preferences(Extra):
 
     def restore(self, arm: str, kept: Kept) -> None:
         """Put the comparisons back."""
-        if not isinstance(kept, dict) or any(len(pair) != 2 for pair in kept.values()):
-            raise ValueError(f"not comparisons by opponent: {kept!r}")
-        self._tables[arm] = {
-            other: (float(games), float(points)) for other, (games, points) in kept.items()
-        }
+        if isinstance(kept, list):
+            raise ValueError(f"not comparisons by opponent: {kept!r}")  # noqa: TRY004
+        pairs = {other: numbers(list(pair), 2) for other, pair in kept.items()}
+        self._tables[arm] = {other: (pair[0], pair[1]) for other, pair in pairs.items()}
         self._shifts = None
 
     def _solve(self, names: tuple[str, ...]) -> Floats:

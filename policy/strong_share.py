@@ -7,18 +7,17 @@ import numpy as np
 from policy.extra import Extra, Kept, Scored, numbers
 from policy.terms import Floats
 
-_WHOLE = 64
-"""Requests of a batch from which on its own order says who gets the strong arm."""
-_STEP = 0.002
-_OWED_MAX = 500.0
+_STEP = 0.005
+"""Reward by which the threshold moves for a call that is owed."""
+_MOST = 2.0
 
 
 class StrongShare(Extra):
     """Moves the strong arm's score so that it gets a given share of the calls.
 
-    Those requests get it that gain most from it, by the score without this option. A large batch is
-    divided by rank; for a small one the score is moved by a threshold that follows what is owed:
-    every decision adds the share, and takes one for a strong call.
+    Those requests get it that gain most from it, by the score without this option: the score is
+    moved by a threshold that follows what is owed. Every decision adds the share and takes one for
+    a strong call, within a batch as between batches.
 
     References
     ----------
@@ -26,45 +25,45 @@ class StrongShare(Extra):
     """
 
     name = "strong_share"
+    spans_arms = True
 
     def __init__(self, strong: str, share: float) -> None:
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"strong_share must be in [0, 1], got {share}")
         self._strong = strong
         self._share = share
-        self._owed: dict[str, float] = {}
+        self._moved = 0.0
 
     def adjust(self, scored: Scored) -> Floats:
         """Return the scores with the strong arm's moved."""
         if self._strong not in scored.arms or len(scored.score) == 0:
             return scored.score
         column = scored.arms.index(self._strong)
-        owed = min(max(sum(self._owed.values()), -_OWED_MAX), _OWED_MAX)
-        adjusted = scored.score.copy()
-        rows = np.flatnonzero(scored.open_arms[:, column] & (scored.open_arms.sum(axis=1) > 1))
-        if len(rows) < _WHOLE:
-            adjusted[:, column] += _STEP * owed
-            return adjusted
-        others = np.where(scored.open_arms, scored.score, -np.inf)[rows]
+        others = np.where(scored.open_arms, scored.score, -np.inf)
         others[:, column] = -np.inf
-        gain = scored.score[rows, column] - others.max(axis=1)
-        wanted = int(np.clip(round(self._share * len(rows) + owed), 0, len(rows)))
-        order = np.sort(gain)[::-1]
-        above = order[wanted - 1] if wanted else order[0] + 2.0
-        below = order[wanted] if wanted < len(order) else order[-1] - 2.0
-        adjusted[:, column] -= (above + below) / 2.0
+        gains = (scored.score[:, column] - others.max(axis=1, initial=-np.inf)).tolist()
+        moved = self._moved
+        moves = []
+        for gain, strong in zip(gains, scored.open_arms[:, column].tolist(), strict=True):
+            moves.append(moved)
+            taken = strong and gain + moved > 0.0
+            moved = self._after(moved, strong=taken)
+        adjusted = scored.score.copy()
+        adjusted[:, column] += moves
         return adjusted
 
     def decided(self, arm: str) -> None:
-        """Note a call: who was owed how much."""
-        owed = self._owed.get(arm, 0.0) + self._share - (arm == self._strong)
-        # What cannot be had, because the arm is barred, is not owed for ever.
-        self._owed[arm] = min(max(owed, -_OWED_MAX), _OWED_MAX)
+        """Note a call: one more is owed, or fewer."""
+        self._moved = self._after(self._moved, strong=arm == self._strong)
 
     def kept(self, arm: str) -> Kept | None:
-        """Return what the calls of this arm left owed."""
-        return [self._owed[arm]] if arm in self._owed else None
+        """Return the threshold."""
+        return [self._moved] if self._moved else None
 
     def restore(self, arm: str, kept: Kept) -> None:
         """Put it back."""
-        self._owed[arm] = numbers(kept, 1)[0]
+        self._moved = numbers(kept, 1)[0]
+
+    def _after(self, moved: float, *, strong: bool) -> float:
+        """Return the threshold after a call; what cannot be had is not owed without end."""
+        return min(max(moved + _STEP * (self._share - strong), -_MOST), _MOST)

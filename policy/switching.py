@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from policy.extra import Extra, Scored
+from policy.extra import Extra, Kept, Scored
 from policy.terms import Floats
 
 
@@ -12,8 +12,6 @@ class SwitchingCost(Extra):
     """Takes ``cost`` off the score of every arm that is not among the ``resident`` latest ones.
 
     For models or adapters of which a server holds only a few, and for prompt caches that grow cold.
-    Which arms were last is known from the decisions of this partition since it was taken over; it
-    is not kept, because it would depend on all arms at once.
 
     References
     ----------
@@ -21,6 +19,7 @@ class SwitchingCost(Extra):
     """
 
     name = "switching"
+    spans_arms = True
 
     def __init__(self, cost: float, *, resident: int) -> None:
         if not 0.0 <= cost < np.inf:
@@ -43,3 +42,13 @@ class SwitchingCost(Extra):
         """Put the arm first; the one used longest ago makes room."""
         others = [other for other in self._latest if other != arm]
         self._latest = [arm, *others][: self._resident]
+
+    def kept(self, arm: str) -> Kept | None:
+        """Return the latest arms."""
+        return list(self._latest) or None
+
+    def restore(self, arm: str, kept: Kept) -> None:
+        """Put them back."""
+        if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
+            raise ValueError(f"not names of arms: {kept!r}")
+        self._latest = [str(name) for name in kept][: self._resident]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +101,8 @@ def read_log(path: Path, *, encode: Encode | None = None) -> tuple[Log, int]:
             return read_jsonl(lines, encode=encode)
     except OSError as exc:
         raise LogError(f"{path}: {exc.strerror or exc}") from exc
-    except ValueError as exc:
+    except (ValueError, TypeError, LookupError, OverflowError, SystemError) as exc:
+        # Arrays of other types or shapes than they should be, or texts that are none.
         raise LogError(f"{path}: {exc}") from exc
 
 
@@ -242,8 +242,14 @@ def read_npz(path: Path) -> tuple[Log, int]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except zipfile.BadZipFile as exc:
-        raise LogError(f"{path}: {exc}") from exc
+    except OSError:
+        raise
+    except Exception as exc:
+        # What zip, its compressions and numpy raise on broken bytes is of a dozen kinds.
+        raise LogError(f"{path}: not an npz file ({exc})") from exc
+    broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if broken:
+        raise LogError(f"{path}: {broken[0]!r} is not an array")
     missing = {"model", "arm", "propensity", "reward", "cost_usd"} - arrays.keys()
     if missing:
         raise LogError(f"{path}: array {min(missing)!r} is missing")

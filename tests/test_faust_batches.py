@@ -378,6 +378,7 @@ async def test_values_of_a_former_reign_are_kept_apart() -> None:
     restore((3, REIGN_KEY, b"", None), (4, b"a", b"second", 3), (5, b"a", b"late", 1))
     restore((6, b"b", b"late", 1), (7, b"c", b"late", 1), (8, b"c", b"better", 3))
     restore((9, b"d", b"late", None), (10, b"d", None, 3), (11, b"a", None, 1))
+    restore((12, b"d", b"late", 1))
     assert table.values(0) == {b"a": b"second", b"c": b"better"}
     # What was valid of b has been compacted away; d was deleted in good order.
     assert table.late_values(0) == {b"b": b"late"}

@@ -103,7 +103,7 @@ def make_scene() -> Scene:
     identity = identity_of(ROOT.encode(), "r1")
     decided = Decided(
         decision_id=identity, request_id="r1", budget=ROOT, decided_ms=1_000,
-        offsets=Offsets(request=0, outcomes=0), arm="small", reserved_nanousd=1_000,
+        offsets=Offsets(request=0, outcomes=0, decisions=0), arm="small", reserved_nanousd=1_000,
         expires_ms=9_000, price=Tag(input=2_000, output=8_000),
         budgets=[[ROOT, 0, 1_000, 1_000, 0, 0.0, 0.0]], partition=HOME, offset=0,
     )  # fmt: skip
@@ -249,6 +249,17 @@ def test_a_later_copy_of_a_decision_is_no_violation():
     scene.evidence.ends[DECISIONS, HOME] = scene.ledger.nexts[DECISIONS, HOME] = 2
     verdict = scene.verdict()
     assert (verdict.findings, verdict.copies) == ([], 1)
+
+
+def test_a_decision_that_was_overtaken_need_not_know_but_counts():
+    scene = make_scene()
+    scene.decision.offset = 3
+    scene.decision.budgets[0][4] = 1
+    scene.ledger.places[scene.identity] = (HOME, 3)
+    verdict = scene.verdict()
+    assert (verdict.findings, verdict.overtaken) == ([], 1)
+    _over_limit(scene)
+    assert scene.verdict().overspent_nanousd == 1
 
 
 def test_the_log_keeps_what_was_sent_and_what_was_said_of_it(tmp_path: Path):

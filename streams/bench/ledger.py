@@ -137,6 +137,8 @@ def measure(server: PostgresServer, shape: Shape, *, say: Say) -> dict[str, Any]
                 say(", ".join(f"{name} {found[-1]:,.0f}/s" for name, found in rates.items()))
         writer.close()
         fsync = _setting(mine, "fsync")
+        if _counts(mine) != _counts(other):
+            raise RuntimeError(f"not the same rows: {_counts(mine)} and {_counts(other)}")
     return {
         "pairs_per_s": spread(rates["sink"])["median"],
         "ratios": {"copy_on_conflict": ratio(rates["sink"], rates["copy_on_conflict"])},
@@ -176,6 +178,13 @@ def _database(server: PostgresServer, name: str) -> Iterator[str]:
     upgrade(url)
     yield url
     server.drop_database(name)
+
+
+def _counts(url: str) -> list[int]:
+    """Return how many rows each journal has."""
+    with psycopg.connect(connection_string(url)) as connection:
+        queries = [_composed("SELECT count(*) FROM {table}", journal) for journal in JOURNALS]
+        return [int(connection.execute(query).fetchall()[0][0]) for query in queries]
 
 
 def _setting(url: str, name: str) -> str:

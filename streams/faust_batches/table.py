@@ -67,6 +67,7 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         self._next: dict[int, int] = {}
         self._late: dict[int, dict[bytes, bytes]] = {}
         self._covered: dict[int, set[bytes]] = {}
+        self._gone: dict[int, set[bytes]] = {}
 
     def values(self, partition: int) -> dict[bytes, bytes]:  # type: ignore[override]
         """Return a copy of the partition's values; :class:`PartitionNotOwnedError` if not ours."""
@@ -158,10 +159,12 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         self._next = {}
         self._late = {partition: {} for partition in partitions}
         self._covered = {partition: set() for partition in partitions}
+        self._gone = {partition: set() for partition in partitions}
 
     def restore(self, partition: int, records: Iterable[Any]) -> None:
         """Apply changelog records, in their order, except those that were written too late."""
         values, late = self._values[partition], self._late[partition]
+        gone = self._gone[partition]
         for record in records:
             if record.key == REIGN_KEY:
                 self._reigns[partition] = record.offset
@@ -170,9 +173,10 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             if reign >= self._reigns[partition]:
                 self._reigns[partition] = reign
                 _update(values, [(record.key, record.value)])
+                (gone.add if record.value is None else gone.discard)(record.key)
                 late.pop(record.key, None)
                 self._covered[partition].discard(record.key)
-            elif record.key in values:
+            elif record.key in values or record.key in gone:
                 self._covered[partition].add(record.key)
             elif record.value is not None:
                 late[record.key] = record.value
@@ -187,8 +191,9 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         """Write those values again that others came to lie over; ``next_offset`` is the end."""
         self._next[partition] = next_offset
         values = self._values[partition]
-        await self._append(partition, {key: values[key] for key in self._covered[partition]})
+        await self._append(partition, {key: values.get(key) for key in self._covered[partition]})
         self._covered[partition].clear()
+        self._gone[partition].clear()
 
     def close_partitions(self) -> None:
         """Drop all values, because the partitions were given up."""

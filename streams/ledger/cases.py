@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from psycopg import Cursor
@@ -54,8 +55,9 @@ class Cases:
 
     def trim(self) -> None:
         """Forget the oldest beyond :data:`CASES_MAX`."""
-        for _ in range(len(self._known) - CASES_MAX):
-            del self._known[next(iter(self._known))]
+        # In one go: the first key of a dictionary is looked for past all that were removed.
+        for decision_id in list(islice(self._known, max(len(self._known) - CASES_MAX, 0))):
+            del self._known[decision_id]
 
     def get(self, decision_id: str) -> Case | None:
         """Return the request's case, if it is in memory."""

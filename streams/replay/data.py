@@ -11,6 +11,7 @@ A file is an ``.npz`` with
 ``input_tokens``, ``output_tokens``,      (n,)       tokens of each request and answer
 ``price_in_microusd_per_mtok``,           (n, k)     and the price list
 ``price_out_microusd_per_mtok``           (k,)
+``latency_ms`` (optional)                 (n, k)     milliseconds of each call
 ``release`` (optional)                    (k,)       ISO dates
 ``source`` or ``task`` (optional)         (n,)       where a request is from
 ========================================  =========  ==============================================
@@ -51,6 +52,7 @@ class Recorded:
     output_tokens: Ints
     prices: tuple[Price, ...]
     release: tuple[str, ...] | None = None
+    latency_ms: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -69,6 +71,7 @@ class Recorded:
             reward=self.reward[part],
             input_tokens=self.input_tokens[part],
             output_tokens=self.output_tokens[part],
+            latency_ms=None if self.latency_ms is None else self.latency_ms[part],
         )
 
     def cost_nanousd(self) -> Ints:
@@ -112,9 +115,20 @@ def read(path: Path, *, features: str | None = None) -> Recorded:
         output_tokens=np.zeros((rows, width), np.int64),
         prices=(),
         release=release,
+        latency_ms=_latency(arrays, (rows, width)),
     )
     known = "output_tokens" in arrays.names and "price_out_microusd_per_mtok" in arrays.names
     return _with_tokens(arrays, recorded) if known else _with_costs(arrays, recorded)
+
+
+def _latency(arrays: _Arrays, shape: tuple[int, ...]) -> Ints | None:
+    if "latency_ms" not in arrays.names:
+        return None
+    latency = arrays.numbers("latency_ms")
+    arrays.check_shape("latency_ms", latency, shape)
+    if latency.min() < 0.0:
+        raise DataError(f"{arrays.path}: latency_ms must not be negative")
+    return np.rint(latency).astype(np.int64)
 
 
 def _with_tokens(arrays: _Arrays, recorded: Recorded) -> Recorded:

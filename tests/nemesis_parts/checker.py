@@ -30,6 +30,7 @@ class Verdict:
     copies: int = 0
     copies_otherwise: int = 0
     letter_copies: int = 0
+    overtaken: int = 0
     findings: list[str] = field(default_factory=list)
 
     def find(self, finding: str, *, lost: int = 0, doubled: int = 0) -> None:

@@ -36,11 +36,13 @@ class Record:
         return sha256(self.value).hexdigest()
 
 
-class Offsets(msgspec.Struct):
-    """What a decision says that it had seen."""
+class Offsets(msgspec.Struct, frozen=True):
+    """What a decision says that it had seen; ``decisions`` is where its call was to begin."""
 
     request: int
     outcomes: int
+    decisions: int
+    batch: int = 0
 
 
 class Tag(msgspec.Struct):
@@ -72,6 +74,12 @@ class Decided(msgspec.Struct):
     def root(self) -> str:
         """Return the root of its budget."""
         return self.budget.partition("/")[0]
+
+    @property
+    def call(self) -> tuple[int, ...]:
+        """Return what all decisions that were made in one call have in common."""
+        seen = self.offsets
+        return self.partition, seen.decisions, seen.batch, seen.outcomes, self.decided_ms
 
     @property
     def windows(self) -> list[Window]:

@@ -54,7 +54,7 @@ class Nemesis:
             "load": self._cut_load,
         }
         self._busy: set[object] = set()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[bool]] = set()
         self._measuring: set[asyncio.Task[None]] = set()
         self.done: Counter[str] = Counter()
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
@@ -65,43 +65,52 @@ class Nemesis:
         watching = asyncio.create_task(self._watch_ledger())
         deadline = time.monotonic() + seconds
         try:
+            wait = True
             for fault in self._faults:
                 if self._is_stuck() and fault.kind not in CALM:
                     continue
-                await asyncio.sleep(fault.gap_s)
+                await asyncio.sleep(fault.gap_s if wait else 0.0)
                 if time.monotonic() >= deadline:
                     break
                 self._load.check()
                 task = asyncio.create_task(self._do(fault))
                 self._running.add(task)
                 task.add_done_callback(self._ended)
+                await asyncio.sleep(POLL_S)
+                # There was nobody to do it to: the next comes at once.
+                wait = not task.done() or task.result()
             self._load.sending = False
             if self._running:
                 await asyncio.wait(self._running, timeout=ENDING_S)
             # Commits that nobody makes any more are not waited for.
             self._cluster.heal()
             await asyncio.gather(*self._running)
-            await asyncio.wait_for(asyncio.gather(*self._measuring), HEALING_S)
+            # What has not recovered by then is found when everything is checked.
+            if self._measuring:
+                await asyncio.wait(self._measuring, timeout=HEALING_S)
         finally:
             tasks = [watching, *self._running, *self._measuring]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[bool]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._running.discard(task)
 
     def _is_stuck(self) -> bool:
         return time.monotonic() - self._load.decided_at > QUIET_S
 
-    async def _do(self, fault: Fault) -> None:
+    async def _do(self, fault: Fault) -> bool:
+        """Do a fault; return whether that was possible."""
         began = time.strftime("%H:%M:%S")
-        if await self._families[fault.kind.partition("_")[0]](fault):
+        done = await self._families[fault.kind.partition("_")[0]](fault)
+        if done:
             self.done[fault.kind] += 1
             ended = time.strftime("%H:%M:%S")
             with (self._cluster.folder / "faults.log").open("a") as log:
                 log.write(f"{began} to {ended} {fault.kind} {fault.choice:.3f}\n")
+        return done
 
     @contextmanager
     def _alone(self, target: object) -> Iterator[bool]:

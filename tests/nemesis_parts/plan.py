@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.nemesis_parts.world import SESSION_S
 
-GAP_S = (0.3, 2.5)
+GAP_S = (0.3, 2.1)
 """From one fault to the next."""
 RATES = {
     "worker_kill": 16,

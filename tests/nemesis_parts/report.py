@@ -58,6 +58,7 @@ class Result:
             "fenced_by_kind": dict(self.fenced),
             "copies": verdict["copies"],
             "copies_otherwise": verdict["copies_otherwise"],
+            "overtaken": verdict["overtaken"],
             "recovery_s": dict(self.recovery_s),
             "exits": dict(self.exits),
             "too_few": self.too_few,
