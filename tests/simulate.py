@@ -49,7 +49,8 @@ def run_one(seed: int, *, fenced: bool) -> dict[str, Any]:
     """Return what one seed did, or under ``failed`` what it found."""
     logging.disable(logging.CRITICAL)
     try:
-        return asdict(run_seed(seed, fenced=fenced))
+        found = run_seed(seed, fenced=fenced)
+        return {**asdict(found), "faults": dict(found.faults)}
     except Exception as exc:  # noqa: BLE001
         place = traceback.extract_tb(exc.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -84,7 +85,8 @@ def main() -> int:
     seeds = range(int(first), int(last) if last else int(first) + 1)
     summary = run_seeds(seeds, jobs=arguments.jobs, fenced=not arguments.free)
     if arguments.json:
-        print(json.dumps({"ok": summary.ok, **asdict(summary)}))
+        more = {"ok": summary.ok, "faults": summary.faults}
+        print(json.dumps({**asdict(summary), **more}))
     else:
         for seed, failure in summary.failed.items():
             print(f"seed {seed}: {failure}")
