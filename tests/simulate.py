@@ -36,6 +36,7 @@ class Summary:
     records: int = 0
     overlaps: int = 0
     displaced: int = 0
+    overspent_nanousd: int = 0
     simulated_s: float = 0.0
     took_s: float = 0.0
 
@@ -67,7 +68,7 @@ def run_seeds(seeds: Iterable[int], *, jobs: int, fenced: bool = True) -> Summar
                 summary.failed[found["seed"]] = found["failed"]
                 continue
             summary.faults.update(found["faults"])
-            for name in ("records", "overlaps", "displaced", "simulated_s"):
+            for name in ("records", "overlaps", "displaced", "overspent_nanousd", "simulated_s"):
                 setattr(summary, name, getattr(summary, name) + found[name])
     summary.took_s = round(time.monotonic() - begun, 1)
     return summary
@@ -93,7 +94,8 @@ def main() -> int:
         print(
             f"{summary.seeds} seeds, {len(summary.failed)} failed, {summary.records} records, "
             f"{summary.faults.total()} events, {summary.overlaps} overlaps, "
-            f"{summary.displaced} displaced decisions, {summary.simulated_s / 3_600:.1f} simulated "
+            f"{summary.displaced} displaced decisions that overspent {summary.overspent_nanousd} "
+            f"nano-dollars, {summary.simulated_s / 3_600:.1f} simulated "
             f"hours in {summary.took_s} s"
         )
     return 0 if summary.ok else 1
