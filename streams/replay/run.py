@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from policy.calendar import window_start_ms
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import decide
 from policy.money import AMOUNT_MAX, TOKENS_MAX, Price
@@ -57,6 +58,17 @@ class Setup:
     feedback_share: float = 1.0
     explore: int = 20
     controller: str = "curve"
+
+    def windows(self, steps: int) -> Ints:
+        """Return the number of the budget's window that each step lies in, shape (t,)."""
+        starts = [window_start_ms(self.window, at_ms(step)) for step in range(steps)]
+        return np.unique(starts, return_inverse=True)[1].astype(np.int64)
+
+    def mean_nanousd(self, steps: int) -> int | None:
+        """Return what a request may cost on average: the ceiling, or the budget of all windows."""
+        if self.budget_nanousd is None or self.ceiling_nanousd is not None or steps == 0:
+            return self.ceiling_nanousd
+        return self.budget_nanousd * int(self.windows(steps).max() + 1) // steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
