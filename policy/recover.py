@@ -35,6 +35,14 @@ class RecoveryError(PolicyError):
         self.contained = contained
 
 
+class PageError(PolicyError):
+    """A page cannot be read; the state that it was to be loaded into is of no use."""
+
+    def __init__(self, page: PageKey, cause: Exception) -> None:
+        super().__init__(f"page {page} cannot be read: {cause}")
+        self.page = page
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
     """A decision of the log; ``outcomes`` and ``batch`` are what it says it had seen."""
@@ -54,9 +62,18 @@ def page_position(value: bytes) -> Position:
 
 
 def load(state: State, pages: Mapping[PageKey, bytes], *, position: Position) -> None:
-    """Load pages into a new state and begin to fold at ``position``."""
+    """Load pages into a new state and begin to fold at ``position``.
+
+    Raises
+    ------
+    PageError
+        If a page is broken.
+    """
     for page in sorted(pages, key=lambda p: (p[0], str(p[1]).zfill(20))):
-        state.load_page(page, pages[page])
+        try:
+            state.load_page(page, pages[page])
+        except (ValueError, TypeError, LookupError, OverflowError, msgspec.MsgspecError) as exc:
+            raise PageError(page, exc) from exc
     state.gate.position = position
     state.gate.folding = True
     state.redo = state.reservations.expired_by()

@@ -41,9 +41,10 @@ def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: fl
     -----
     With the centred moments ``G`` of an arm's features and ``c`` of its residuals about the shared
     slopes, ``E|c|^2 = s^2 tr G + t^2 tr G^2`` if own slopes deviate with variance ``t^2`` and
-    residuals have variance ``s^2``. Summed over the arms this gives ``t^2 / s^2``, whose inverse
-    is the penalty; its sampling variance is ``2 / sum tr G^2``. It is averaged by precision with
-    the expected ratio, which is taken to be as uncertain as it is large.
+    residuals have variance ``s^2``, taken to be the same for all (an arm that always earns the
+    same would seem infinitely sure otherwise). Summed over the arms this gives ``t^2 / s^2``, whose
+    inverse is the penalty; its sampling variance is ``2 / sum tr G^2``. It is averaged by precision
+    with the expected ratio, which is taken to be as uncertain as it is large.
 
     Examples
     --------
@@ -70,7 +71,7 @@ def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: fl
     crossed = matrices[:, :last, -1] - sums * (total / safe)[:, None]
     fitted = products @ slopes - sums * (sums @ slopes / safe)[:, None]
     errors = matrices[:, -1, -1] - total**2 / safe - (2.0 * crossed - fitted) @ slopes
-    variance = (np.maximum(errors, 0.0) + 5.0 * noise**2) / (weight + 5.0)
+    variance = (float(errors.sum()) + 5.0 * noise**2) / (float(weight.sum()) + 5.0)
     excess = float((np.sum((crossed - fitted) ** 2, axis=1) / variance - trace).sum())
     spread = max(float(squares.sum()), 1e-300)
     # In units of the expected ratio, which is 1 with variance 1.

@@ -18,7 +18,7 @@ from policy.catalog import Catalog
 from policy.choices import Choice
 from policy.money import Price
 from policy.pages import PageKey
-from policy.recover import Folded, finish, fold_decisions, load, needed
+from policy.recover import Folded, PageError, finish, fold_decisions, load, needed
 from policy.registry import make_policy
 from policy.requests import Incoming
 from policy.settle import APPLIED
@@ -65,15 +65,7 @@ class Opener:
 
     async def open(self, number: int) -> Partition:
         """Return the partition with the state that its logs imply, ready for new records."""
-        catalog = self.follower.catalog
-        state = State(
-            dimensions=catalog.settings.dimensions,
-            make_policy=make_policy,
-            catalog=catalog,
-            limits=self.limits,
-        )
-        kept, pages = await self._checkpoint(number)
-        load(state, pages, position=kept.position)
+        kept, state = self._load(number, *await self._checkpoint(number))
         letters = DeadLetters(
             partition=number,
             outbox=Outbox(self.producer, topics.DEAD_LETTERS, number),
@@ -140,6 +132,22 @@ class Opener:
         outcomes = min(outcomes, parked)
         whole = whole_pages({**late, **values}, kept)
         return Kept(decisions, outcomes, clock_ms, FORMAT, kept.topics, kept.learned), whole
+
+    def _load(self, number: int, kept: Kept, pages: Mapping[PageKey, bytes]) -> tuple[Kept, State]:
+        """Return the state of these pages, or an empty one to fold everything into."""
+        catalog = self.follower.catalog
+        state = State(
+            dimensions=catalog.settings.dimensions,
+            make_policy=make_policy,
+            catalog=catalog,
+            limits=self.limits,
+        )
+        try:
+            load(state, pages, position=kept.position)
+        except PageError as exc:
+            logger.warning("partition %s: %s: folding", number, exc)
+            return self._load(number, Kept(0, 0, 0, FORMAT, kept.topics, kept.learned), {})
+        return kept, state
 
     async def _fold(self, state: State, letters: DeadLetters) -> None:
         """Fold what the logs hold beyond the pages; see ``policy.recover``.

@@ -18,6 +18,11 @@ from streams.embedded import KafkaServer, PostgresServer
 from tests.deployment import Deployment
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--update-golden``, which rewrites tests/golden instead of comparing with it."""
+    parser.addoption("--update-golden", action="store_true")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """End in good order also when the session is asked to end from outside."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))

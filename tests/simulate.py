@@ -36,6 +36,7 @@ class Summary:
     records: int = 0
     overlaps: int = 0
     displaced: int = 0
+    overspent_nanousd: int = 0
     simulated_s: float = 0.0
     took_s: float = 0.0
 
@@ -49,7 +50,8 @@ def run_one(seed: int, *, fenced: bool) -> dict[str, Any]:
     """Return what one seed did, or under ``failed`` what it found."""
     logging.disable(logging.CRITICAL)
     try:
-        return asdict(run_seed(seed, fenced=fenced))
+        found = run_seed(seed, fenced=fenced)
+        return {**asdict(found), "faults": dict(found.faults)}
     except Exception as exc:  # noqa: BLE001
         place = traceback.extract_tb(exc.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -66,7 +68,7 @@ def run_seeds(seeds: Iterable[int], *, jobs: int, fenced: bool = True) -> Summar
                 summary.failed[found["seed"]] = found["failed"]
                 continue
             summary.faults.update(found["faults"])
-            for name in ("records", "overlaps", "displaced", "simulated_s"):
+            for name in ("records", "overlaps", "displaced", "overspent_nanousd", "simulated_s"):
                 setattr(summary, name, getattr(summary, name) + found[name])
     summary.took_s = round(time.monotonic() - begun, 1)
     return summary
@@ -84,14 +86,16 @@ def main() -> int:
     seeds = range(int(first), int(last) if last else int(first) + 1)
     summary = run_seeds(seeds, jobs=arguments.jobs, fenced=not arguments.free)
     if arguments.json:
-        print(json.dumps({"ok": summary.ok, **asdict(summary)}))
+        more = {"ok": summary.ok, "faults": summary.faults}
+        print(json.dumps({**asdict(summary), **more}))
     else:
         for seed, failure in summary.failed.items():
             print(f"seed {seed}: {failure}")
         print(
             f"{summary.seeds} seeds, {len(summary.failed)} failed, {summary.records} records, "
             f"{summary.faults.total()} events, {summary.overlaps} overlaps, "
-            f"{summary.displaced} displaced decisions, {summary.simulated_s / 3_600:.1f} simulated "
+            f"{summary.displaced} displaced decisions that overspent {summary.overspent_nanousd} "
+            f"nano-dollars, {summary.simulated_s / 3_600:.1f} simulated "
             f"hours in {summary.took_s} s"
         )
     return 0 if summary.ok else 1

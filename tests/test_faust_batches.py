@@ -335,11 +335,17 @@ def test_what_a_worker_writes_after_its_successor_does_not_count(bench: Bench) -
 
 
 @pytest.mark.kafka
-def test_a_worker_ends_when_another_one_has_written_to_its_table(bench: Bench) -> None:
+def test_a_worker_covers_what_a_former_owner_writes_and_yields_to_a_later_one(
+    bench: Bench,
+) -> None:
     bench.feed(40)
     worker = bench.start()
     until(lambda: bench.committed() == bench.produced, "counted and committed")
-    asyncio.run(_write_late(bench))
+    asyncio.run(_write_to_table(bench, b"state", [("reign", b"-1")]))
+    bench.feed(40)
+    until(lambda: bench.committed() == bench.produced, "counted and committed")
+    assert "wrote 1 keys late" in (bench.folder / "worker-0.txt").read_text()
+    asyncio.run(_write_to_table(bench, REIGN_KEY, []))
     bench.feed(40)
     assert worker.wait(timeout=60) == EXIT_CODE
     assert "ChangelogOverlapError" in (bench.folder / "worker-0.txt").read_text()
@@ -350,14 +356,14 @@ def test_a_worker_ends_when_another_one_has_written_to_its_table(bench: Bench) -
     bench.assert_each_counted_once()
 
 
-async def _write_late(bench: Bench) -> None:
-    """Write an old value to every partition of the table, as one of a former owner."""
+async def _write_to_table(bench: Bench, key: bytes, headers: list[tuple[str, bytes]]) -> None:
+    """Write an old value to every partition of the table, as another worker."""
     async with AIOKafkaProducer(bootstrap_servers=bench.kafka) as producer:
         for partition in range(PARTITIONS):
             old = json.dumps({"next": 3, "count": 3, "sum": 3}).encode()
             await producer.send_and_wait(
-                f"{bench.name}-counts-changelog", old, key=b"state", partition=partition,
-                headers=[("reign", b"-1")],
+                f"{bench.name}-counts-changelog", old, key=key, partition=partition,
+                headers=headers,
             )  # fmt: skip
 
 

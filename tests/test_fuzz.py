@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policy.catalog import Catalog
+from policy.pages import PageKey, Position
+from policy.recover import PageError, load
+from policy.registry import make_policy
 from policy.state import State
 from policy.terms import Settings
 from streams import decision_log
@@ -45,6 +48,7 @@ from streams.records import (
     encode,
 )
 from streams.replay import data
+from tests.core_machine import Machine, catalog, digest, incoming
 
 INT8 = (-(2**63), 2**63 - 1)
 FUZZ = settings(
@@ -139,12 +143,10 @@ def test_records(kind: type, draw: st.DataObject) -> None:
 @FUZZ
 @given(value=mutated([encode(entry) for entry in ENTRIES]))
 def test_catalog_entries(value: bytes) -> None:
-    catalog = attempt(lambda: apply_entry(Catalog(), decode_catalog(value)), BadRecordError)
-    if catalog is not None:
+    applied = attempt(lambda: apply_entry(Catalog(), decode_catalog(value)), BadRecordError)
+    if applied is not None:
         # A worker makes its state from what was accepted.
-        from policy.registry import make_policy
-
-        State(dimensions=catalog.settings.dimensions, make_policy=make_policy, catalog=catalog)
+        State(dimensions=applied.settings.dimensions, make_policy=make_policy, catalog=applied)
 
 
 CATALOG = Catalog(settings=Settings(dimensions=2), encoder="none")
@@ -272,6 +274,36 @@ def test_lines_of_logged_decisions(number: int, changed: bytes, tmp_path: Path) 
     path = tmp_path / "log.jsonl"
     path.write_bytes(b"\n".join(line.replace(b"\n", b" ") for line in lines))
     attempt(lambda: decision_log.read_log(path), decision_log.LogError)
+
+
+# -- pages
+
+
+def pages() -> dict[PageKey, bytes]:
+    """Return the pages of a partition at work."""
+    machine = Machine(catalog())
+    machine.decide([incoming(n, at_ms=1_000, offset=n) for n in range(3)], now_ms=1_000)
+    machine.settle(
+        id=digest(1), at_ms=1_000, input_tokens=50, output_tokens=9, usage_print=9, reward=0.5,
+        reward_print=1, latency_ms=3,
+    )  # fmt: skip
+    machine.flush()
+    return machine.tables
+
+
+PAGES = pages()
+
+
+@FUZZ
+@given(draw=st.data(), page=st.sampled_from(sorted(PAGES, key=str)))
+def test_checkpoint_pages(draw: st.DataObject, page: PageKey) -> None:
+    changed = {**PAGES, page: draw.draw(mutated([PAGES[page]]) | st.binary(max_size=60))}
+    state = Machine(catalog()).new_state()
+    attempt(lambda: load(state, changed, position=Position()), PageError)
+
+
+def test_every_kind_of_page_is_among_them() -> None:
+    assert {kind for kind, _ in PAGES} == {"arm", "budget", "reservation", "ring", "window"}
 
 
 def test_the_records_to_mutate_are_good() -> None:

@@ -302,3 +302,19 @@ def test_the_published_package_is_refused_data_that_its_priors_are_not_for(
         published.check_published(known, np.ones((2, 5)), setup)
     with pytest.raises(DataError, match="--ceiling"):
         published.check_published(known, np.ones((2, 26)), Setup(settings=Settings()))
+
+
+def test_a_budget_of_windows_is_kept_in_each_and_used(recorded: Recorded) -> None:
+    setup = Setup(settings=Settings(), budget_nanousd=20_000_000, window="40s")
+    assert setup.windows(100).tolist() == sorted(setup.windows(100).tolist())
+    assert setup.mean_nanousd(80) == 20_000_000 * int(setup.windows(80).max() + 1) // 80
+    job = Job(
+        stream=recorded.rows(slice(60, None)), prior=recorded.rows(slice(0, 60)),
+        policies={"pareto": Settings()}, setup=setup, scenario=Scenario(), seeds=2, requests=400,
+    )  # fmt: skip
+    found = replay(job)
+    over = found.policies["pareto"]["cost_over_ceiling"]
+    # A recorded answer may be longer than the cap that a decision near the end sets.
+    assert over["worst_moment"] <= 1.02
+    assert over["mean"] > 0.85
+    assert found.references["best_fixed"]["cost_over_ceiling"]["mean"] <= 1.0

@@ -12,12 +12,13 @@ from typing import Any
 import psycopg
 
 from streams import topics
-from streams.bench.backlog import DEADLINE_S, produce
+from streams.bench.backlog import DEADLINE_S
 from streams.bench.ledger import Pair, Shape, make_pairs
 from streams.bench.programs import TOLLWAY, Program, cpu_seconds, tree_cpu_seconds
 from streams.embedded import PostgresServer
 from streams.ledger.database import connection_string
 from streams.ledger.migrate import upgrade
+from streams.publisher import Outbox, make_producer
 
 PARTITIONS = 8
 _TICK_S = 0.1
@@ -47,21 +48,48 @@ async def measure(kafka: str, home: Path, load: Load, *, say: Say) -> dict[str, 
             "TOLLWAY_KAFKA": kafka, "TOLLWAY_DATABASE_URL": url, "TOLLWAY_HOME": str(home),
             "TOLLWAY_PARTITIONS": str(PARTITIONS), "TOLLWAY_LOG_LEVEL": "warning",
         }  # fmt: skip
-        await _append(kafka, list(make_pairs(Shape(pairs=load.backlog), start=0)))
-        with Program([*TOLLWAY, "sink"], settings) as sink:
-            result = await _work_off(sink, url, server.pid, load.backlog)
-            say(f"backlog: {result['pairs_per_s']:,} pairs/s")
-            return result | await _follow(kafka, sink, url, load, say=say)
+        async with _Feeder(kafka) as feeder:
+            await feeder.append(list(make_pairs(Shape(pairs=load.backlog), start=0)))
+            with Program([*TOLLWAY, "sink"], settings) as sink:
+                result = await _work_off(sink, url, server.pid, load.backlog)
+                say(f"backlog: {result['pairs_per_s']:,} pairs/s")
+                return result | await _follow(feeder, sink, url, load, say=say)
     finally:
         await asyncio.to_thread(server.stop)
 
 
-async def _append(kafka: str, pairs: Sequence[Pair]) -> None:
-    for topic, values in (
-        (topics.DECISIONS, [(key, decision) for decision, _, key in pairs]),
-        (topics.OUTCOMES, [(key, outcome) for _, outcome, key in pairs]),
-    ):
-        await produce(kafka, topic, values, partitions=PARTITIONS)
+class _Feeder:
+    """Appends pairs by one producer."""
+
+    def __init__(self, kafka: str) -> None:
+        self._producer = make_producer(kafka)
+        self._outboxes = {
+            (topic, number): Outbox(self._producer, topic, number)
+            for topic in (topics.DECISIONS, topics.OUTCOMES)
+            for number in range(PARTITIONS)
+        }
+
+    async def __aenter__(self) -> _Feeder:
+        await self._producer.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._producer.stop()
+
+    async def append(self, pairs: Sequence[Pair]) -> None:
+        """Append them, and wait until the broker has them."""
+        parts: dict[int, list[Pair]] = {}
+        for pair in pairs:
+            parts.setdefault(topics.home_partition(pair[2], PARTITIONS), []).append(pair)
+        for number, part in parts.items():
+            keys = [key for *_, key in part]
+            for topic, values in (
+                (topics.DECISIONS, [decision for decision, *_ in part]),
+                (topics.OUTCOMES, [outcome for _, outcome, _ in part]),
+            ):
+                await self._outboxes[topic, number].send(None, values, keys=keys)
+        for outbox in self._outboxes.values():
+            await outbox.flush()
 
 
 async def _work_off(
@@ -85,7 +113,9 @@ async def _work_off(
     }
 
 
-async def _follow(kafka: str, sink: Program, url: str, load: Load, *, say: Say) -> dict[str, float]:
+async def _follow(
+    feeder: _Feeder, sink: Program, url: str, load: Load, *, say: Say
+) -> dict[str, float]:
     """Append at the rate, and look how many pairs are not booked yet."""
     count = int(load.rate * load.seconds)
     pairs = list(make_pairs(Shape(pairs=count), start=load.backlog))
@@ -93,7 +123,7 @@ async def _follow(kafka: str, sink: Program, url: str, load: Load, *, say: Say) 
     began = looked = time.monotonic()
     while appended < count:
         due = min(int((time.monotonic() - began + _TICK_S) * load.rate), count)
-        await _append(kafka, pairs[appended:due])
+        await feeder.append(pairs[appended:due])
         appended = due
         if time.monotonic() - looked >= _POLL_S:
             looked = time.monotonic()

@@ -5,18 +5,22 @@ things keep that from doing harm. Who takes a partition over writes a *reign* re
 that lies before it; its offset numbers the reign, and every value carries the number of its
 writer's reign. A value of an older reign that lies after a newer reign's record is not restored.
 And an owner knows at which offset its next value must come to lie: if it lies elsewhere, somebody
-else has written, and the owner ends and takes the partition over anew.
+else has written. What a former owner wrote late is covered by our own values; if somebody has begun
+to reign after us, we end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import faust
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from faust.transport.drivers.aiokafka import server_list
 
 from streams.faust_batches.errors import (
     ChangelogOverlapError,
@@ -26,6 +30,8 @@ from streams.faust_batches.errors import (
 
 if TYPE_CHECKING:
     from streams.faust_batches.app import BatchApp
+
+logger = logging.getLogger(__name__)
 
 VALUE_BYTES_MAX = 900_000
 """Key and value together; a record over 1 MB would be refused by the broker for ever."""
@@ -104,7 +110,7 @@ class CheckpointTable(faust.Table[bytes, bytes]):
         PartitionNotOwnedError
             If the partition is not, or no longer, ours; its new owner has restored it.
         ChangelogOverlapError
-            If another worker has written to the changelog: end, and take over anew.
+            If another worker reigns: end, and take over anew.
         """
         for key, value in values.items():
             size = len(key) + len(value or b"")
@@ -126,11 +132,16 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             # to be written is of our former self.
             if self._values.get(partition) is not current:
                 raise PartitionNotOwnedError(self.name, partition)
-            await self._append(partition, values)
+            gaps = await self._append(partition, values)
             _update(current, values.items())
+            while gaps:
+                late = await self._late_keys(partition, gaps)
+                gaps = await self._append(partition, {key: current.get(key) for key in late})
 
-    async def _append(self, partition: int, values: Mapping[bytes, bytes | None]) -> None:
-        """Append values under our reign, where they are expected to lie."""
+    async def _append(
+        self, partition: int, values: Mapping[bytes, bytes | None]
+    ) -> list[tuple[int, int]]:
+        """Append values under our reign; return the offsets before them that others have taken."""
         topic, producer = self.changelog_topic_name, self.app.producer
         headers = [(REIGN_HEADER, b"%d" % self._reigns.get(partition, NO_REIGN))]
         sent = [
@@ -138,13 +149,45 @@ class CheckpointTable(faust.Table[bytes, bytes]):
             for key, value in values.items()
         ]
         answers = await asyncio.gather(*sent, return_exceptions=True)
+        gaps: list[tuple[int, int]] = []
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
             expected = self._next.get(partition, answer.offset)
-            if answer.offset != expected:
+            if answer.offset < expected:
                 raise ChangelogOverlapError(topic, partition, expected, answer.offset)
+            if answer.offset > expected:
+                gaps.append((expected, answer.offset))
             self._next[partition] = answer.offset + 1
+        return gaps
+
+    async def _late_keys(self, partition: int, gaps: Iterable[tuple[int, int]]) -> set[bytes]:
+        """Return the keys that a former owner wrote at these offsets.
+
+        Raises
+        ------
+        ChangelogOverlapError
+            If it was no former owner.
+        """
+        tp, keys = TopicPartition(self.changelog_topic_name, partition), set()
+        ours = self._reigns.get(partition, NO_REIGN)
+        async with AIOKafkaConsumer(
+            bootstrap_servers=server_list(self.app.conf.broker_consumer, 9092),
+            group_id=None,
+            auto_offset_reset="none",
+        ) as consumer:
+            consumer.assign([tp])
+            for start, end in gaps:
+                consumer.seek(tp, start)
+                while (at := await consumer.position(tp)) < end:
+                    for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
+                        if record.offset >= end:
+                            break
+                        if record.key == REIGN_KEY or _reign_of(record) >= ours:
+                            raise ChangelogOverlapError(tp.topic, partition, at, record.offset)
+                        keys.add(record.key)
+        logger.warning("%s/%s: a former owner wrote %s keys late", tp.topic, partition, len(keys))
+        return keys
 
     def _owned(self, partition: int) -> dict[bytes, bytes]:
         try:

@@ -143,6 +143,15 @@ def run_audit(
     )
 
 
+def count_wrong(database: psycopg.Cursor[Any], name: str) -> int:
+    """Return how many rows of an audit break a promise, as this cursor's transaction sees them."""
+    audit = AUDITS[name]
+    statement = sql.SQL("SELECT count(*) FROM {} AS answers WHERE {}").format(
+        sql.SQL(audit.source), sql.SQL(audit.wrong or "false")
+    )
+    return int(database.execute(statement).fetchall()[0][0])
+
+
 def _plain(value: object) -> Value:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)

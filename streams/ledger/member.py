@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-FLUSH_MAX = 5_000
+FLUSH_MAX = 10_000
 """Records that are read at once, and flushed."""
 LINGER_S = 0.1
 """How long to wait after a smaller batch: a commit costs the same for one record as for many."""
@@ -102,7 +102,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 raise
             self._back_off(error)
             return
-        if sum(map(len, got.values())) < FLUSH_MAX // 2:
+        if self._waiting() < FLUSH_MAX // 2:
             await asyncio.sleep(LINGER_S)
 
     async def leave(self) -> None:
@@ -117,6 +117,11 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_at = 0.0
         await self._commit()
         await self._publish(at_once=True)
+
+    def _waiting(self) -> int:
+        """Return how many records the broker is known to have that were not read yet."""
+        wanted = [place for inbox in self._inboxes.values() for place in inbox.nexts.items()]
+        return sum(max((self._consumer.highwater(tp) or 0) - at, 0) for tp, at in wanted)
 
     @property
     def _failing(self) -> bool:

@@ -52,6 +52,15 @@ class Books:
     conflicts: set[tuple[str, int, str]] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Booking:
+    """What the ledger holds under one decision id: amounts by kind, for whom, because of what."""
+
+    amounts: dict[str, int] = field(default_factory=dict)
+    subjects: set[tuple[str, str]] = field(default_factory=set)
+    sources: list[tuple[str, int]] = field(default_factory=list)
+
+
 def identity_of(root: bytes, request_id: str) -> str:
     """Return what a request is known by: the decision id that only its root and id can have."""
     try:

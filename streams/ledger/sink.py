@@ -70,6 +70,8 @@ async def run_sink(
         session_timeout_ms=int(session_timeout_s * 1_000),
         heartbeat_interval_ms=int(session_timeout_s * 1_000 / 5),
         fetch_max_bytes=16 << 20,
+        # Enough for batches whose commit is no large part of them.
+        max_partition_fetch_bytes=4 << 20,
     )
     writer = LedgerWriter(database_url, decisions=decisions, outcomes=outcomes, connect=connect)
     if counts is not None:

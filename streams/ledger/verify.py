@@ -11,11 +11,12 @@ from typing import Any
 import psycopg
 from aiokafka import AIOKafkaConsumer
 
+from streams.ledger.audit import count_wrong
 from streams.ledger.chain_check import check_chain
 from streams.ledger.database import connection_string
 from streams.ledger.fold import ACCOUNTS
 from streams.ledger.heads import read_heads
-from streams.ledger.reference import Books, expected_books
+from streams.ledger.reference import Booking, Books, expected_books
 from streams.ledger.reread import Reread
 from streams.records import LedgerHead
 from streams.topics import DECISIONS, LEDGER_HEADS, OUTCOMES
@@ -57,15 +58,6 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
-@dataclass(slots=True)
-class Booking:
-    """What the ledger holds under one decision id: amounts by kind, for whom, because of what."""
-
-    amounts: dict[str, int] = field(default_factory=dict)
-    subjects: set[tuple[str, str]] = field(default_factory=set)
-    sources: list[tuple[str, int]] = field(default_factory=list)
-
-
 async def verify(
     kafka: str,
     database_url: str,
@@ -102,6 +94,10 @@ async def verify(
                 await asyncio.to_thread(
                     check.compare_chain, published.get(partition, []), heads_key
                 )
+            # What is older than the topics' retention, too: conservation and amounts.
+            for name in ("trial-balance", "rederived"):
+                if wrong := await asyncio.to_thread(count_wrong, database, name):
+                    report.find(f"audit {name}: {wrong} rows break a promise")
     finally:
         await consumer.stop()
     return report

@@ -66,7 +66,7 @@ def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
     if vectors is not None:
         check_published(job.stream.models, vectors, job.setup)
     seeds = [FIRST_SEED + number for number in range(job.seeds)]
-    ceiling = job.setup.ceiling_nanousd
+    ceiling = job.setup.mean_nanousd(job.requests or len(job.stream))
     worlds = [
         make_world(
             job.stream, job.scenario, seed=seed, requests=job.requests, ceiling_nanousd=ceiling

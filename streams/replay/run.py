@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from policy.calendar import window_start_ms
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import decide
 from policy.money import AMOUNT_MAX, TOKENS_MAX, Price
@@ -17,6 +17,7 @@ from policy.requests import Incoming
 from policy.settle import settle
 from policy.state import Limits, State
 from policy.terms import Arm, Bools, Floats, Ints, Learning, Settings
+from streams.records import request_digest
 from streams.replay.data import DataError, Recorded
 from streams.replay.world import World
 
@@ -58,6 +59,17 @@ class Setup:
     explore: int = 20
     controller: str = "curve"
 
+    def windows(self, steps: int) -> Ints:
+        """Return the number of the budget's window that each step lies in, shape (t,)."""
+        starts = [window_start_ms(self.window, at_ms(step)) for step in range(steps)]
+        return np.unique(starts, return_inverse=True)[1].astype(np.int64)
+
+    def mean_nanousd(self, steps: int) -> int | None:
+        """Return what a request may cost on average: the ceiling, or the budget of all windows."""
+        if self.budget_nanousd is None or self.ceiling_nanousd is not None or steps == 0:
+            return self.ceiling_nanousd
+        return self.budget_nanousd * int(self.windows(steps).max() + 1) // steps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
@@ -83,6 +95,11 @@ def trace_of(world: World, arm: Ints) -> Trace:
         dual_price=np.zeros(len(arm)),
         explored=np.zeros(len(arm), np.bool_),
     )
+
+
+def request_id(seed: int, step: int) -> str:
+    """Return the id of the request at a step of the stream."""
+    return f"{seed}-{step}"
 
 
 def run(
@@ -116,6 +133,31 @@ def run(
     return runner.trace()
 
 
+def first_catalog(world: World, setup: Setup) -> Catalog:
+    """Return the catalog that a run begins with."""
+    settings = replace(setup.settings, dimensions=world.recorded.dimensions)
+    catalog = Catalog(settings=settings)
+    for column, name in enumerate(world.recorded.models):
+        catalog = catalog.with_arm(
+            Arm(
+                arm=name,
+                price=world.prices[0][column],
+                deployed=bool(world.available[0, column]),
+                explore=setup.explore,
+            )
+        )
+    return catalog.with_budget(
+        BudgetSpec(
+            budget=BUDGET,
+            limit_nanousd=setup.budget_nanousd or AMOUNT_MAX,
+            window=setup.window,
+            per_request_nanousd=setup.ceiling_nanousd,
+            paced=setup.ceiling_nanousd is not None or setup.budget_nanousd is not None,
+            controller=setup.controller,
+        )
+    )
+
+
 class _Runner:
     """The logs of one partition, and the truth that answers its decisions."""
 
@@ -123,7 +165,7 @@ class _Runner:
         self._world = world
         self._setup = setup
         self._seed = seed
-        self._catalog = self._first_catalog()
+        self._catalog = first_catalog(world, setup)
         self._state = State(
             dimensions=world.recorded.dimensions,
             make_policy=make_policy,
@@ -131,10 +173,8 @@ class _Runner:
             # Nothing expires: an outcome comes when its turn has come.
             limits=Limits(reservation_ttl_ms=10**12),
         )
-        rng = np.random.default_rng([seed, 1])
         count = len(world.order)
-        self._seeds = rng.integers(0, 2**63, count).tolist()
-        self._rewarded = rng.random(count) < setup.feedback_share
+        self._rewarded = np.random.default_rng([seed, 1]).random(count) < setup.feedback_share
         self._arm = np.full(count, -1, np.int64)
         self._price = np.zeros(count)
         self._explored = np.zeros(count, np.bool_)
@@ -192,22 +232,24 @@ class _Runner:
             settle(self._state, self._outcome(due, step))
         self._announce(step)
         row = self._world.order[step]
+        identity = request_digest(BUDGET, request_id(self._seed, step))
         decided = decide(
             self._state,
             [
                 Incoming(
                     offset=step,
-                    id=hashlib.blake2b(step.to_bytes(8, "big"), digest_size=16).digest(),
+                    id=identity,
                     request_print=step,
                     budget=BUDGET,
                     features=self._world.recorded.features[row],
                     input_tokens=int(self._world.recorded.input_tokens[row]),
                     max_output_tokens=TOKENS_MAX,
-                    at_ms=_at_ms(step),
-                    seed=self._seeds[step],
+                    at_ms=at_ms(step),
+                    # As the worker does, so that chance falls alike in both.
+                    seed=int.from_bytes(identity[:8], "little") ^ self._setup.settings.seed,
                 )
             ],
-            now_ms=_at_ms(step),
+            now_ms=at_ms(step),
         )
         for choice in decided.choices:
             offset = choice.request.offset
@@ -225,8 +267,8 @@ class _Runner:
             reward, against = self._judged(models, self._world.reward[step], arm)
         return Arrival(
             offset=self._state.gate.position.outcomes,
-            id=hashlib.blake2b(step.to_bytes(8, "big"), digest_size=16).digest(),
-            at_ms=_at_ms(now),
+            id=request_digest(BUDGET, request_id(self._seed, step)),
+            at_ms=at_ms(now),
             input_tokens=int(self._world.recorded.input_tokens[row]),
             output_tokens=int(self._world.recorded.output_tokens[row, arm]),
             reward=reward,
@@ -258,30 +300,6 @@ class _Runner:
         self._catalog = catalog
         self._state.set_catalog(catalog)
 
-    def _first_catalog(self) -> Catalog:
-        world, setup = self._world, self._setup
-        settings = replace(setup.settings, dimensions=world.recorded.dimensions)
-        catalog = Catalog(settings=settings)
-        for column, name in enumerate(world.recorded.models):
-            catalog = catalog.with_arm(
-                Arm(
-                    arm=name,
-                    price=world.prices[0][column],
-                    deployed=bool(world.available[0, column]),
-                    explore=setup.explore,
-                )
-            )
-        return catalog.with_budget(
-            BudgetSpec(
-                budget=BUDGET,
-                limit_nanousd=setup.budget_nanousd or AMOUNT_MAX,
-                window=setup.window,
-                per_request_nanousd=setup.ceiling_nanousd,
-                paced=setup.ceiling_nanousd is not None or setup.budget_nanousd is not None,
-                controller=setup.controller,
-            )
-        )
-
     def trace(self) -> Trace:
         """Return what happened."""
         base = trace_of(self._world, self._arm)
@@ -292,5 +310,6 @@ def _latency(recorded: Recorded, row: int, column: int) -> int | None:
     return None if recorded.latency_ms is None else int(recorded.latency_ms[row, column])
 
 
-def _at_ms(step: int) -> int:
+def at_ms(step: int) -> int:
+    """Return the time of a step."""
     return _FIRST_MS + step * _STEP_MS

@@ -65,10 +65,11 @@ def _over(traces: Sequence[Trace], phase: slice, setup: Setup) -> dict[str, floa
     """Return cost over the ceiling: mean, worst seed, worst moment after the stated burst.
 
     The moment compares what was spent since the phase began with ``ceiling * (requests + burst)``.
+    For a budget it is its fullest window, and the rest the amount of all windows.
     """
     ceiling = setup.ceiling_nanousd
     if ceiling is None:
-        return None
+        return _over_budget(traces, setup) if phase == slice(0, len(traces[0].arm)) else None
     ends, moments = [], []
     for trace in traces:
         spent = np.cumsum(trace.cost_nanousd[phase])
@@ -80,6 +81,19 @@ def _over(traces: Sequence[Trace], phase: slice, setup: Setup) -> dict[str, floa
         "worst_seed": float(np.max(ends)),
         "worst_moment": max(moments),
         "burst_requests": BURST_REQUESTS,
+    }
+
+
+def _over_budget(traces: Sequence[Trace], setup: Setup) -> dict[str, float] | None:
+    if setup.budget_nanousd is None:
+        return None
+    windows = setup.windows(len(traces[0].arm))
+    spent = [np.bincount(windows, trace.cost_nanousd) / setup.budget_nanousd for trace in traces]
+    return {
+        "mean": float(np.mean([used.mean() for used in spent])),
+        "worst_seed": float(max(used.mean() for used in spent)),
+        "worst_moment": float(max(used.max() for used in spent)),
+        "burst_requests": 0.0,
     }
 
 

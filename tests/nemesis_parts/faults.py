@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import psycopg
 
@@ -47,7 +48,7 @@ class Nemesis:
         self._faults = faults
         self._families = {
             "worker": self._worker,
-            "sink": self._sink,
+            "sink": partial(self._process, "sink"),
             "broker": self._kill_broker,
             "postgres": self._crash_postgres,
             "ledger": self._ledger,
@@ -134,9 +135,6 @@ class Nemesis:
         if fault.kind == "worker_scale":
             return self._scale(fault)
         return await self._process("worker", fault)
-
-    async def _sink(self, fault: Fault) -> bool:
-        return await self._process("sink", fault)
 
     async def _process(self, kind: str, fault: Fault) -> bool:
         what = fault.kind.removeprefix(f"{kind}_")

@@ -45,10 +45,12 @@ def effective(broker: Broker, partition: int) -> list[Effective]:
     return list(first.values())
 
 
-def check_topics(broker: Broker, partition: int, *, window: str, sent: dict[str, bytes]) -> int:
+def check_topics(
+    broker: Broker, partition: int, *, window: str, sent: dict[str, bytes]
+) -> tuple[int, int]:
     """Each request has its decision, each bad record its dead letter, each cap held.
 
-    Returns how many decisions count that are displaced.
+    Returns how many decisions count that are displaced, and by how much they passed a cap.
     """
     decisions = effective(broker, partition)
     by_offset = {e.record.offsets.request: e.record for e in decisions}
@@ -69,8 +71,8 @@ def check_topics(broker: Broker, partition: int, *, window: str, sent: dict[str,
             f"request {record.offset} was neither decided nor refused: {record.value!r}"
         )
     _check_outcome_letters(broker, partition, {e.record.decision_id: e for e in decisions}, letters)
-    check_caps(broker, partition, decisions, window=window)
-    return sum(e.displaced for e in decisions)
+    overspent = check_caps(broker, partition, decisions, window=window)
+    return sum(e.displaced for e in decisions), overspent
 
 
 def _letters(broker: Broker, partition: int) -> set[tuple[str, int]]:
@@ -130,10 +132,11 @@ def cost_nanousd(broker: Broker, partition: int, decision: Decision, offset: int
 
 def check_caps(
     broker: Broker, partition: int, decisions: Sequence[Effective], *, window: str
-) -> None:
+) -> int:
     """At every decision of the log what is reserved and settled is what it says, and fits.
 
-    A displaced one cannot know; from then on its reservation counts like any other.
+    A displaced one cannot know; from then on its reservation counts like any other. Returns by how
+    much displaced ones passed a cap.
 
     Both are worked out anew for each decision, from all decisions before it and from the outcomes
     that they had seen.
@@ -147,7 +150,7 @@ def check_caps(
         if e.record.decision_id in usages
     }
     before: dict[str, list[Effective]] = defaultdict(list)
-    seen = clock_ms = 0
+    seen = clock_ms = overspent = 0
     for placed in decisions:
         now = placed.record
         seen = max(seen, now.offsets.outcomes)
@@ -168,6 +171,8 @@ def check_caps(
                 else:
                     reserved += earlier.reserved_nanousd
             if placed.displaced:
+                over = reserved + settled - position.limit_nanousd
+                overspent = max(overspent, over if now.arm is not None else 0)
                 continue
             where = f"decision {placed.offset} ({now.request_id}), {position.budget}"
             if now.arm is not None:
@@ -181,3 +186,4 @@ def check_caps(
         if now.arm is not None:
             for position in now.budgets:
                 before[position.budget].append(placed)
+    return overspent

@@ -82,6 +82,7 @@ class Result:
     records: int = 0
     overlaps: int = 0
     displaced: int = 0
+    overspent_nanousd: int = 0
     simulated_s: float = 0.0
     digest: str = ""
     """Of every record of every log: the same seed must give the same."""
@@ -124,9 +125,11 @@ class Simulation:
         await self._heal()
         await self._watched(self._quiet())
         for number in range(self.plan.partitions):
-            self.result.displaced += laws.check_topics(
+            displaced, overspent = laws.check_topics(
                 self.broker, number, window=self.shape.window, sent=self._sent(number)
             )
+            self.result.displaced += displaced
+            self.result.overspent_nanousd = max(self.result.overspent_nanousd, overspent)
             await compare.check_state(self, number)
         self.result.records = sum(map(len, self.broker.logs.values()))
         self.result.simulated_s = asyncio.get_running_loop().time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -13,7 +13,8 @@ from typing import Any
 from policy.catalog import Catalog
 from policy.state import Limits
 from streams import topics
-from streams.faust_batches import CheckpointTable, PartitionNotOwnedError
+from streams.faust_batches import ChangelogOverlapError, CheckpointTable, PartitionNotOwnedError
+from streams.faust_batches.table import NO_REIGN, REIGN_HEADER, REIGN_KEY
 from streams.following import Follower
 from streams.intake import Intake
 from streams.metrics import Metrics
@@ -48,6 +49,7 @@ class Table(CheckpointTable):
     def __init__(self, worker: Worker, name: str) -> None:
         self.name = name
         self.app = _App(worker)  # type: ignore[assignment]
+        self._worker = worker
         self._topic = topics.changelog(APP, name)
         self._values = {}
         self._locks = defaultdict(asyncio.Lock)
@@ -62,6 +64,18 @@ class Table(CheckpointTable):
         """Write values as the table does, as an owner of this partition."""
         _writing.set(partition)
         await super().put(partition, values, reign=reign)
+
+    async def _late_keys(self, partition: int, gaps: Iterable[tuple[int, int]]) -> set[bytes]:
+        """Return what the table's own method would read of the broker, by the same rule."""
+        await self._worker.process.hop()
+        log, keys = self._worker.broker.logs[self._topic, partition], set()
+        for start, end in gaps:
+            for record in log[start:end]:
+                reign = int(dict(record.headers).get(REIGN_HEADER, NO_REIGN))
+                if record.key == REIGN_KEY or reign >= self._reigns[partition]:
+                    raise ChangelogOverlapError(self._topic, partition, start, record.offset)
+                keys.add(record.key)
+        return keys
 
     @property
     def changelog_topic_name(self) -> str:  # type: ignore[override]
