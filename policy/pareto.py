@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -228,11 +229,8 @@ class Pareto:
 
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
-        other = self._new()
-        other.restore(_parts(state)[1])
-        self._state(arm).merge(
-            source, other.experience(), other.reward.total(), other.length.total()
-        )
+        found = _published(_parts(state)[1], self._width, self._forgetting)
+        self._state(arm).merge(source, *found)
         self._fit = None
 
     def _state(self, arm: str) -> ArmState:
@@ -330,6 +328,14 @@ class Pareto:
         if arm in self._states:
             return None
         raise UnknownArmError(arm)
+
+
+@lru_cache(maxsize=4_096)
+def _published(state: bytes, width: int, forgetting: float) -> tuple[int, Floats, Floats]:
+    """Return experience and moments of a published state; every partition of a worker asks."""
+    other = ArmState(width, forgetting=forgetting)
+    other.restore(state)
+    return other.experience(), other.reward.total(), other.length.total()
 
 
 def _parts(state: bytes) -> tuple[bytes, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,6 +123,8 @@ class Learned:
 
     offset: int
     record: Statistics
+    state: bytes
+    """What was learned, decoded once for all partitions of the worker."""
 
 
 class Follower:
@@ -186,7 +189,7 @@ class Follower:
                 self._apply_catalog(record, budgets)
             else:
                 statistics = decode(Statistics, record.value)
-                learned = Learned(record.offset, statistics)
+                learned = Learned(record.offset, statistics, base64.b64decode(statistics.state_b64))
                 self.learned[statistics.partition, statistics.arm] = learned
                 self.statistics_offset = record.offset + 1
         except BadRecordError as exc:

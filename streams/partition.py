@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from policy.decide import decide
 from policy.pages import Position
 from policy.requests import Incoming, Requests
@@ -101,18 +103,13 @@ class Partition:
             await self._refuse_parked(arrival.offset, verdict)
 
     async def _decide_records(self, records: Sequence[Any]) -> None:
-        misplaced = self._misplaced(records)
-        for record in records if misplaced else ():
-            if record.key in misplaced:
-                # A budget that lay in two partitions would have two owners, its limit twice.
-                verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
-                await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
-        mine = [r for r in records if r.key not in misplaced] if misplaced else records
-        requests, refused = self.make_intake().requests(mine)
+        requests, refused = self.make_intake().requests(records)
         for place, error in refused.items():
             verdict = Verdict("refused", error.reason, error.detail)
-            await self._refuse(topics.REQUESTS, mine[place].offset, mine[place].value, verdict)
-        values = {record.offset: record.value for record in mine}
+            record = records[place]
+            await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
+        requests = await self._without_misplaced(records, requests)
+        values = {record.offset: record.value for record in records}
         past: set[int] = set()
         for row, constraints in requests.constraints.items():
             if (
@@ -123,7 +120,7 @@ class Partition:
                 offset = requests.offsets[row]
                 past.add(offset)
                 await self._refuse(topics.REQUESTS, offset, values[offset], verdict)
-        self._headers.update((r.offset, r.headers) for r in mine if r.headers)
+        self._headers.update((r.offset, r.headers) for r in records if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
         for request in await self._decide(requests, now_ms=now_ms):
             if request.offset in past:
@@ -131,12 +128,24 @@ class Partition:
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
 
-    def _misplaced(self, records: Sequence[Any]) -> set[bytes | None]:
-        """Return the keys that belong to another partition."""
+    async def _without_misplaced(self, records: Sequence[Any], requests: Requests) -> Requests:
+        """Refuse the requests whose key belongs to another partition; return the others.
+
+        A budget that lay in two partitions would have two owners, and its limit twice.
+        """
         keys = {record.key for record in records}
-        return {
-            key for key in keys if topics.home_partition(key or b"", self.partitions) != self.number
+        misplaced = {
+            k for k in keys if topics.home_partition(k or b"", self.partitions) != self.number
         }
+        if not misplaced:
+            return requests
+        lost = {r.offset: r.value for r in records if r.key in misplaced}
+        kept = np.array([offset not in lost for offset in requests.offsets], np.bool_)
+        for row in np.flatnonzero(~kept).tolist():
+            offset = requests.offsets[row]
+            verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
+            await self._refuse(topics.REQUESTS, offset, lost[offset], verdict)
+        return requests.where(kept)
 
     async def _decide(
         self, requests: Requests | Sequence[Incoming], *, now_ms: int
@@ -207,7 +216,7 @@ class Partition:
                 if learned.offset >= state.statistics and not mine and same:
                     # Another version of the policy may have written it.
                     with suppress(ValueError):
-                        state.policy.merge(arm, source, base64.b64decode(learned.record.state_b64))
+                        state.policy.merge(arm, source, learned.state)
             state.statistics = follower.statistics_offset
 
     async def tick(self) -> None:

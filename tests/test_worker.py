@@ -376,6 +376,7 @@ async def test_a_worker_asked_to_end_in_the_middle_drains_and_leaves_nothing_to_
     assert rig.stop(worker) == 0
     assert time.monotonic() - asked < 10.0
     successor = rig.start_worker()
+    await rig.ready(successor)
     await rig.wait_decided(names, timeout_s=120)
     records = await rig.read_all(topics.DECISIONS)
     copies = Counter(decision_of(r).request_id for r in records)
