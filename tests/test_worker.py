@@ -365,10 +365,13 @@ async def test_the_topics_alone_give_the_state_of_the_tables(rig: Deployment) ->
 async def test_a_worker_asked_to_end_in_the_middle_drains_and_leaves_nothing_to_do_again(
     rig: Deployment,
 ) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
     worker = rig.start_worker()
     await rig.ready(worker)
     names = [f"drain-{n}" for n in range(3_000)]
-    await rig.send(*(make_request(ROOTS[n % len(ROOTS)], name) for n, name in enumerate(names)))
+    # Nobody answers, so only of roots that have money for all.
+    await rig.send(*(make_request(ROOTS[n % 2 * 2 + 2], name) for n, name in enumerate(names)))
     await rig.wait_records(
         topics.DECISIONS, lambda found: _some(found, "drain-"), what="the first decisions"
     )
@@ -396,7 +399,7 @@ async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> N
     found = [difference for part in report["partitions"] for difference in part["differences"]]
     assert (done.returncode, found, report["ok"]) == (0, [], True), report
     records = await rig.read_all(topics.DECISIONS)
-    assert report["compared"] == report["equal"] == len(records) > 4_000
+    assert report["compared"] == report["equal"] == len(records) > 3_000
     states = await recovered(rig, await Tables.read(rig))
     assert [part["state_sha256"] for part in report["partitions"]] == list(
         map(state_digest, states)
