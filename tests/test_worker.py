@@ -451,8 +451,10 @@ async def test_a_changed_byte_of_a_decision_is_found(
     target = decisions[len(decisions) // 2]
     assert target.value is not None
     places = chance.sample(range(len(target.value)), 6)
-    places += [target.value.index(word) + len(word) for word in
-               (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')]
+    places += [
+        target.value.index(word) + len(word)
+        for word in (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')
+    ]
     for place in places:
         FlippingReader.place = (topics.DECISIONS, 0, target.offset)
         FlippingReader.at, FlippingReader.by = place, 1
