@@ -477,6 +477,8 @@ async def test_the_topics_survive_the_loss_of_all_tables(rig: Deployment) -> Non
 
 
 async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
     worker = rig.start_worker()
     await rig.ready(worker)
     await recreate(rig, [topics.OUTCOMES])
@@ -490,14 +492,20 @@ async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -
 
 
 def refused(rig: Deployment) -> str:
-    """Start a worker that is to refuse to work, and return what it says."""
-    worker = rig.start_worker()
-    rig.workers.remove(worker)
-    try:
-        assert worker.process.wait(timeout=60) == 78
-    finally:
-        worker.kill()
-    return worker.log.read_text()
+    """Start a worker that is to refuse to work, as a supervisor does; return what it says."""
+    for _ in range(3):
+        worker = rig.start_worker()
+        rig.workers.remove(worker)
+        try:
+            code = worker.process.wait(timeout=60)
+        finally:
+            worker.kill()
+        told = worker.log.read_text()
+        # Another reason came first, for which a new start is the answer.
+        if code != EXIT_CODE:
+            break
+    assert code == 78, told[-3_000:]
+    return told
 
 
 @asynccontextmanager
