@@ -31,7 +31,7 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
 from streams.publisher import make_producer
-from streams.topic_facts import check_ids, check_topics
+from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 if TYPE_CHECKING:
     from policy.lexical import LexicalEncoder
@@ -113,6 +113,11 @@ class Worker:
             )
         await self.producer.start()
         await self.reader.start()
+        try:
+            # Before anything is assigned: of a topic that has grown there is no changelog.
+            await self._check_topics()
+        except TopicRefusedError as exc:
+            self.app.fatal(exc)
         await self.follower.start()
         self._following = asyncio.create_task(self._follow())
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from streams.ledger.chain import NOTHING, ORIGIN, Link, seal
 from streams.ledger.heads import is_genuine, sign
 from streams.metrics import Metrics
 from streams.partition import Partition
+from streams.publisher import Outbox, OverlapError
 from streams.records import Request, encode
 from streams.topics import TABLES
 from tests.core_machine import DIMENSIONS, Machine, catalog, digest, incoming
@@ -165,7 +167,44 @@ def test_a_head_counts_only_as_it_was_signed() -> None:
     assert not is_genuine(key, other)
 
 
-@pytest.mark.parametrize("seed", [0])
+class Elsewhere:
+    """A producer whose batches the broker appends at offset 6."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def create_batch(self) -> Elsewhere:
+        return self
+
+    def append(self, **_: Any) -> bool:
+        self.count += 1
+        return True
+
+    def record_count(self) -> int:
+        return self.count
+
+    def close(self) -> None:
+        return
+
+    async def send_batch(self, _: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(SimpleNamespace(offset=6))
+        return answer
+
+
+async def test_a_record_that_lies_elsewhere_ends_the_worker() -> None:
+    producer: Any = Elsewhere()
+    outbox = Outbox(producer, "decisions", 0)
+    await outbox.send(None, [b"a"], first_offset=6)
+    await outbox.flush()
+    await outbox.send(None, [b"a"])
+    await outbox.flush()
+    await outbox.send(None, [b"a"], first_offset=5)
+    with pytest.raises(OverlapError, match=r"decisions/0: wrote at 6, expected 5"):
+        await outbox.flush()
+
+
+@pytest.mark.parametrize("seed", [0, 4, 6, 8, 13, 17, 18])
 def test_simulated_seeds_keep_the_laws(seed: int) -> None:
     """Seeds of ``tests/simulate.py``, each with a fault that a planted bug does not survive."""
     assert run_seed(seed).records > 0

@@ -480,7 +480,7 @@ async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -
     while rig.workers:
         assert rig.stop(rig.workers[0]) == 0
     worker = rig.start_worker()
-    await rig.ready(worker)
+    await rig.settled(timeout_s=120)
     await recreate(rig, [topics.OUTCOMES])
     # Whichever notices first: the look at the topics, or a consumer that finds nothing there.
     assert worker.process.wait(timeout=60) in (78, EXIT_CODE)
