@@ -18,15 +18,13 @@ from policy.settle import pass_over
 from policy.state import Limits
 from policy.windows import RewardWindows
 from streams.checkpoints import POSITION_KEY, Kept, whole_pages
-from streams.intake import Intake
 from streams.ledger.chain import NOTHING, ORIGIN, Link, seal
 from streams.ledger.heads import is_genuine, sign
 from streams.metrics import Metrics
 from streams.partition import Partition
 from streams.publisher import Outbox, OverlapError
-from streams.records import Request, encode
 from streams.topics import TABLES
-from tests.core_machine import DIMENSIONS, Machine, catalog, digest, incoming
+from tests.core_machine import Machine, catalog, digest, incoming
 from tests.simulation.run import run_seed
 
 NOW_MS = 1_000_000
@@ -47,21 +45,6 @@ def test_money_is_rounded_up_wherever_a_call_is_settled(tokens: int, billed: int
     machine.settle(id=digest(0), at_ms=NOW_MS, input_tokens=0, output_tokens=tokens, usage_print=1)
     assert machine.state.budgets.settled.tolist() == [billed] * len(machine.state.budgets)
     assert call_cost_nanousd(price, input_tokens=0, output_tokens=tokens) == billed
-
-
-def test_a_request_has_the_same_seed_whenever_it_is_read() -> None:
-    request = Request(
-        request_id="r", budget="acme", input_tokens=1, max_output_tokens=1,
-        features=[0.0] * DIMENSIONS,
-    )  # fmt: skip
-    intake = Intake(catalog(), None)
-    first, again = (
-        intake.request(b"acme", encode(request), offset=offset, at_ms=offset) for offset in (5, 900)
-    )
-    other = intake.request(
-        b"acme", encode(msgspec.structs.replace(request, request_id="s")), offset=6, at_ms=6
-    )
-    assert first.seed == again.seed != other.seed
 
 
 def test_the_clock_never_goes_back() -> None:
