@@ -126,8 +126,17 @@ async def test_benchmarks_with_a_broker(broker: KafkaServer, tmp_path: Path) -> 
     assert 0 < waits["latency_ms"]["decision"]["50"]["p50"]["median"] < 30_000
     assert waits["ratios"].keys() == {"p50_at_50", "p99_at_50", "p99.9_at_50"}
 
-    seconds = await recovery.measure(
-        kafka, tmp_path, size=200, rate=50, rounds=1, session_s=2, calm_s=0.5, say=quiet
-    )
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_recovery_with_a_broker_of_its_own(tmp_path: Path) -> None:
+    server = KafkaServer(tmp_path / "kafka")
+    kafka = server.start()
+    try:
+        seconds = await recovery.measure(
+            kafka, tmp_path, size=200, rate=50, rounds=1, session_s=2, calm_s=0.5, say=quiet
+        )
+    finally:
+        server.stop()
     assert seconds["worker"][0]["caught_up_s"] >= seconds["worker"][0]["first_s"] > 0
     assert seconds["echo"][0]["first_s"] > 0

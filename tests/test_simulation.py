@@ -9,7 +9,7 @@ import pytest
 from tests.simulate import run_seeds
 from tests.simulation.run import run_seed
 
-SEEDS = 1_000
+SEEDS = 300
 
 
 @pytest.mark.slow
@@ -18,8 +18,11 @@ def test_every_seed_keeps_the_laws() -> None:
     assert summary.ok, "\n".join(f"seed {n}: {found}" for n, found in summary.failed.items())
     assert summary.seeds == SEEDS
     # Seeds without faults would prove nothing.
-    assert min(summary.faults[fault] for fault in ("kill", "stop", "rebalance_now", "jump")) > 500
-    assert summary.records > 100_000
+    assert (
+        min(summary.faults[fault] for fault in ("kill", "stop", "rebalance_now", "jump"))
+        > SEEDS // 2
+    )
+    assert summary.records > 100 * SEEDS
 
 
 @pytest.mark.parametrize("seed", [7, 41])
