@@ -192,6 +192,7 @@ def ended(program: Program) -> bool:
 @pytest.mark.kafka
 @pytest.mark.postgres
 @pytest.mark.slow
+@pytest.mark.nemesis
 async def test_the_laws_hold_wherever_a_process_fails(rig: Deployment) -> None:
     callers = Callers(rig)
     load = [asyncio.create_task(callers.send()), asyncio.create_task(callers.answer())]
