@@ -399,7 +399,9 @@ async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> N
     found = [difference for part in report["partitions"] for difference in part["differences"]]
     assert (done.returncode, found, report["ok"]) == (0, [], True), report
     records = await rig.read_all(topics.DECISIONS)
-    assert report["compared"] == report["equal"] == len(records) > 3_000
+    # Later copies, of the worker that slept, were not decided in their place and do not count.
+    decided = {decision_of(record).decision_id for record in records}
+    assert report["compared"] == report["equal"] >= len(decided) > 3_000
     states = await recovered(rig, await Tables.read(rig))
     assert [part["state_sha256"] for part in report["partitions"]] == list(
         map(state_digest, states)
