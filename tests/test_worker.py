@@ -389,7 +389,7 @@ async def test_a_worker_asked_to_end_in_the_middle_drains_and_leaves_nothing_to_
 
 
 def _some(found: list[Placed], prefix: str) -> bool:
-    return any(b'"request_id":"' + prefix.encode() in r.value for r in found)
+    return any(b'"request_id":"' + prefix.encode() in (r.value or b"") for r in found)
 
 
 async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> None:
