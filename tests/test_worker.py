@@ -217,6 +217,9 @@ async def test_workers_come_and_go_under_load(rig: Deployment) -> None:
     await check_laws(rig, load)
 
 
+# By hand: what it decided may land after its successor has begun, who then ends with code 70
+# (README, "What it does not do"); the expected failure in test_simulation.py says the same.
+@pytest.mark.nemesis
 async def test_a_worker_asleep_for_longer_than_its_session_does_no_harm(rig: Deployment) -> None:
     sleeper = rig.workers.pop()
     rig.start_worker()
