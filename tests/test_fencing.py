@@ -1,0 +1,158 @@
+"""A partition's newest owner alone writes its decisions and dead letters, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka.errors import ProducerFenced
+
+from streams import topics
+from streams.embedded import KafkaServer
+from streams.fencing import OWNED, FencedProducer, Fences
+from streams.log import LogReader
+from streams.publisher import FencedError, Outbox
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(scope="module")
+def kafka(servers_root: Path) -> Iterator[str]:
+    server = KafkaServer(servers_root / "kafka-fencing")
+    address = server.start()
+    asyncio.run(topics.create(address, app_id="fencing", partitions=8))
+    yield address
+    server.kill()
+
+
+@asynccontextmanager
+async def owner(kafka: str, partition: int) -> AsyncIterator[FencedProducer]:
+    made = await FencedProducer.open(kafka, app_id="fencing", partition=partition)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def reading(kafka: str) -> AsyncIterator[LogReader]:
+    reader = LogReader(kafka)
+    await reader.start()
+    try:
+        yield reader
+    finally:
+        await reader.stop()
+
+
+async def held(reader: LogReader, topic: str, partition: int) -> list[tuple[int, bytes]]:
+    first, end = await reader.bounds(topic, partition)
+    return [
+        (record.offset, record.value)
+        async for records in reader.read(topic, partition, first, end)
+        for record in records
+    ]
+
+
+async def test_what_an_overtaken_owner_sends_is_refused_on_both_topics(kafka: str) -> None:
+    async with owner(kafka, 0) as old:
+        for topic in OWNED:
+            outbox = Outbox(old.producer, topic, 0)
+            await outbox.send(None, [b"a", b"b"], first_offset=1)
+            await outbox.flush()
+        async with owner(kafka, 0) as new, reading(kafka) as reader:
+            for topic in OWNED:
+                assert (await reader.bounds(topic, 0))[1] == 4
+                late = Outbox(old.producer, topic, 0)
+                await late.send(None, [b"late"])
+                with pytest.raises(FencedError, match=f"{topic}/0"):
+                    await late.flush()
+                mine = Outbox(new.producer, topic, 0)
+                await mine.send(None, [b"c"], first_offset=4)
+                await mine.flush()
+                await late.send(None, [b"later"])
+                with pytest.raises(FencedError):
+                    await late.flush()
+                assert await held(reader, topic, 0) == [(1, b"a"), (2, b"b"), (4, b"c")]
+
+
+async def test_an_owner_that_wrote_nothing_before_it_was_overtaken_is_refused(kafka: str) -> None:
+    async with owner(kafka, 1) as old, owner(kafka, 1) as new:
+        with pytest.raises(ProducerFenced):
+            await old.producer.send_and_wait(topics.DECISIONS, b"late", partition=1)
+        assert (await new.producer.send_and_wait(topics.DECISIONS, b"b", partition=1)).offset == 2
+
+
+async def test_a_partition_is_shut_to_its_former_owner_only(kafka: str) -> None:
+    async with owner(kafka, 2) as other, owner(kafka, 3), owner(kafka, 3):
+        sent = await other.producer.send_and_wait(topics.DECISIONS, b"a", partition=2)
+        assert sent.offset == 1
+
+
+async def test_asking_the_coordinator_to_remember_shuts_nobody_out(kafka: str) -> None:
+    async with owner(kafka, 4) as first:
+        await first.keep()
+        await first.keep()
+        assert (await first.producer.send_and_wait(OWNED[0], b"a", partition=4)).offset == 1
+        async with owner(kafka, 4) as second:
+            # Even if the first one does not know yet.
+            await first.keep()
+            with pytest.raises(ProducerFenced):
+                await first.producer.send_and_wait(OWNED[0], b"late", partition=4)
+            assert (await second.producer.send_and_wait(OWNED[0], b"b", partition=4)).offset == 3
+
+
+async def test_of_owners_that_come_at_once_the_last_alone_writes(kafka: str) -> None:
+    made = await asyncio.gather(
+        *(FencedProducer.open(kafka, app_id="fencing", partition=5) for _ in range(4)),
+        return_exceptions=True,
+    )
+    owners = [found for found in made if isinstance(found, FencedProducer)]
+    assert all(isinstance(found, FencedProducer | FencedError) for found in made)
+    async with owner(kafka, 5) as last:
+        for overtaken in owners:
+            with pytest.raises(ProducerFenced):
+                await overtaken.producer.send_and_wait(OWNED[0], b"late", partition=5)
+            await overtaken.close()
+        await last.producer.send_and_wait(OWNED[0], b"a", partition=5)
+
+
+async def test_readers_pass_markers_also_the_last(kafka: str) -> None:
+    topic = topics.DECISIONS
+    async with reading(kafka) as reader:
+        assert await reader.records_end(topic, 6) == 0
+        async with owner(kafka, 6), owner(kafka, 6) as second:
+            assert await held(reader, topic, 6) == []
+            assert await reader.records_end(topic, 6) == 0
+            for number in range(3):
+                await second.producer.send_and_wait(topic, b"%d" % number, partition=6)
+        async with owner(kafka, 6), owner(kafka, 6):
+            assert (await reader.bounds(topic, 6))[1] == 7
+            assert await held(reader, topic, 6) == [(2, b"0"), (3, b"1"), (4, b"2")]
+            assert await reader.records_end(topic, 6) == 5
+            assert [r.value for r in await reader.last(topic, 6, 2)] == [b"1", b"2"]
+
+
+async def test_fences_close_what_they_opened_when_one_fails(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fences = Fences(kafka, app_id="fencing")
+    producers = await fences.open([6, 7])
+    await producers[7].send_and_wait(OWNED[1], b"a", partition=7)
+    fences.give_up()
+    real, made = FencedProducer.open, []
+
+    async def failing(*args: str, app_id: str, partition: int) -> FencedProducer:
+        if partition == 7:
+            raise FencedError(topics.DECISIONS, 7)
+        made.append(await real(*args, app_id=app_id, partition=partition))
+        return made[-1]
+
+    monkeypatch.setattr(FencedProducer, "open", failing)
+    with pytest.raises(FencedError):
+        await fences.open([6, 7])
+    await fences.close()
+    assert all(producer._closed for producer in producers.values())
+    assert all(owned.producer._closed for owned in made)
