@@ -44,8 +44,11 @@ TRANSACTION_MS = 60_000
 """After this time an empty transaction whose maker was killed is ended by the broker."""
 _RETRY_S = 0.02
 
-_NOT_YET = frozenset({3, 6, 7, 14, 15, 16, 51})
-"""Unknown topic, not leader, timed out, coordinator loading, none, elsewhere, or still busy."""
+_NOT_YET = frozenset({-1, 3, 6, 7, 14, 15, 16, 51})
+"""Unknown topic, not leader, timed out, coordinator loading, none, elsewhere, or still busy.
+
+-1 is what Kafka 4.2 says if several ask at once for an id that it has not seen before.
+"""
 _OVERTAKEN = frozenset({47, 49, 90})
 """Another has raised the epoch, or has got another producer id, meanwhile."""
 

@@ -10,20 +10,30 @@ from pathlib import Path
 import pytest
 from aiokafka.errors import ProducerFenced
 
+from policy.state import Limits
 from streams import topics
+from streams.client import Client
 from streams.embedded import KafkaServer
 from streams.fencing import OWNED, FencedProducer, Fences
+from streams.following import Follower
+from streams.intake import Intake
 from streams.log import LogReader
-from streams.publisher import FencedError, Outbox
+from streams.metrics import Metrics
+from streams.opening import Opener
+from streams.publisher import FencedError, Outbox, make_producer
+from streams.records import DeadLetter, Decision, decode
+from streams.topics import DEAD_LETTERS, DECISIONS
+from tests.deployment import budget_tree, make_request, policy_and_arms
 
 pytestmark = pytest.mark.kafka
+PARTITIONS = 8
 
 
 @pytest.fixture(scope="module")
 def kafka(servers_root: Path) -> Iterator[str]:
     server = KafkaServer(servers_root / "kafka-fencing")
     address = server.start()
-    asyncio.run(topics.create(address, app_id="fencing", partitions=8))
+    asyncio.run(topics.create(address, app_id="fencing", partitions=PARTITIONS))
     yield address
     server.kill()
 
@@ -110,7 +120,7 @@ async def test_of_owners_that_come_at_once_the_last_alone_writes(kafka: str) -> 
         return_exceptions=True,
     )
     owners = [found for found in made if isinstance(found, FencedProducer)]
-    assert all(isinstance(found, FencedProducer | FencedError) for found in made)
+    assert not [found for found in made if not isinstance(found, FencedProducer | FencedError)]
     async with owner(kafka, 5) as last:
         for overtaken in owners:
             with pytest.raises(ProducerFenced):
@@ -156,3 +166,70 @@ async def test_fences_close_what_they_opened_when_one_fails(
     await fences.close()
     assert all(producer._closed for producer in producers.values())
     assert all(owned.producer._closed for owned in made)
+
+
+@asynccontextmanager
+async def opener(kafka: str) -> AsyncIterator[Opener]:
+    """Yield what opens partitions for a worker without tables, which folds the whole log."""
+    follower, reader, producer = Follower(kafka), LogReader(kafka), make_producer(kafka)
+    services = (follower, reader, producer)
+    for service in services:
+        await service.start()
+    try:
+        yield Opener(
+            reader=reader, follower=follower, make_intake=lambda catalog: Intake(catalog, None),
+            tables={}, partitions=PARTITIONS, producer=producer, limits=Limits(),
+            metrics=Metrics(), features=lambda: "given",
+        )  # fmt: skip
+    finally:
+        for service in services:
+            await service.stop()
+
+
+async def test_an_overtaken_partition_ends_in_an_error_and_nothing_of_it_is_appended(
+    kafka: str,
+) -> None:
+    root = next(f"r{n}" for n in range(99) if topics.home_partition(b"r%d" % n, PARTITIONS) == 0)
+    async with Client(kafka) as client:
+        await client.declare([*policy_and_arms(), *budget_tree(root, 10**12)])
+        for number in range(6):
+            await client.send(make_request(root, f"q-{number}"))
+        await client.send_raw(topics.REQUESTS, root.encode(), b"not a request")
+        await client.flush()
+    async with opener(kafka) as opening, reading(kafka) as reader:
+        start = (await reader.bounds(topics.DECISIONS, 0))[1]
+        _, end = await reader.bounds(topics.REQUESTS, 0)
+        requests = [r async for part in reader.read(topics.REQUESTS, 0, 0, end) for r in part]
+        async with owner(kafka, 0) as first:
+            old = await opening.open(0, first.producer)
+            # Right behind the marker, and foretold to lie there.
+            assert old.state.gate.position.decisions == start + 1
+            await old.on_requests(requests[:2])
+            await old.decisions.flush()
+            async with owner(kafka, 0) as second:
+                new = await opening.open(0, second.producer)
+                assert new.state.gate.position.decisions == start + 4
+                late = ((requests[2:4], old.decisions), (requests[6:], old.dead_letters.outbox))
+                for records, outbox in late:
+                    topic = outbox.topic
+                    before = await reader.bounds(topic, 0)
+                    await old.on_requests(records)
+                    with pytest.raises(FencedError, match=f"{topic}/0"):
+                        await outbox.flush()
+                    assert await reader.bounds(topic, 0) == before
+                await new.on_requests(requests)
+                await new.decisions.flush()
+                await new.dead_letters.outbox.flush()
+        placed = {
+            decode(Decision, value).request_id: offset
+            for offset, value in await held(reader, DECISIONS, 0)
+            if offset > start
+        }
+        assert [placed[f"q-{n}"] - start for n in range(6)] == [1, 2, 4, 5, 6, 7]
+        letters = [
+            decode(DeadLetter, value) for _, value in (await held(reader, DEAD_LETTERS, 0))[3:]
+        ]
+        assert [(letter.topic, letter.offset) for letter in letters] == [(topics.REQUESTS, 6)]
+        async with owner(kafka, 0) as third:
+            again = await opening.open(0, third.producer)
+            assert again.state.gate.position.decisions == start + 9
