@@ -79,9 +79,7 @@ class Moments:
         self._values: list[float] = []
         self._weights: list[float] = []
         # Square roots of the decay of the last observations, the latest being 1.
-        self._decay: Floats = np.sqrt(
-            forgetting ** np.arange(BLOCK_LATER - 1.0, -1.0, -1.0)
-        )
+        self._decay: Floats = np.sqrt(forgetting ** np.arange(BLOCK_LATER - 1.0, -1.0, -1.0))
         self._check: Floats = np.zeros(width)
         self._above: _Run = _QUIET
         self._below: _Run = _QUIET

@@ -343,10 +343,11 @@ def page_of(offset: int) -> PageKey:
 
 def _by_segment(offsets: Ints) -> Iterator[tuple[int, Any]]:
     """Yield the segments of these offsets, each with a slice or the indices of its own."""
-    if len(offsets) == 0:
+    if len(offsets) <= 1:
+        yield from ((offset // SEGMENT, slice(0, 1)) for offset in offsets.tolist())
         return
     numbers = offsets // SEGMENT
-    if len(offsets) > 1 and (numbers[1:] < numbers[:-1]).any():
+    if (numbers[1:] < numbers[:-1]).any():
         for number in sorted(set(numbers.tolist())):
             yield number, np.flatnonzero(numbers == number)
         return

@@ -32,7 +32,7 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
 from streams.publisher import FencedError, make_producer
-from streams.topic_facts import check_ids, check_topics
+from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 if TYPE_CHECKING:
     from policy.lexical import LexicalEncoder
@@ -115,6 +115,11 @@ class Worker:
             )
         await self.producer.start()
         await self.reader.start()
+        try:
+            # Before anything is assigned: of a topic that has grown there is no changelog.
+            await self._check_topics()
+        except TopicRefusedError as exc:
+            self.app.fatal(exc)
         await self.follower.start()
         self._background = [
             asyncio.create_task(self._or_fatal(work))

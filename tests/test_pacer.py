@@ -16,6 +16,7 @@ from policy.pace import roll as roll_one
 from policy.pacer import (
     AIM,
     BURST_REQUESTS,
+    HELD_MOST,
     Plan,
     affordable,
     dual_price,
@@ -328,3 +329,34 @@ def test_how_outcomes_are_divided_changes_nothing(
 
 def test_the_aim_is_below_the_ceiling() -> None:
     assert AIM < 1.0
+
+
+def test_a_surprise_does_not_drive_requests_off_the_arm_that_fits() -> None:
+    pace, planned = new(), plan(ceiling=CEILING)
+    for step in range(100):
+        charge(pace, expected_usd=0.8 * CEILING, now_ms=step, planned_usd=0.8 * CEILING)
+        correct(pace, delta_usd=0.0, expected_usd=0.8 * CEILING)
+    charge(pace, expected_usd=15 * CEILING, now_ms=100, planned_usd=0.8 * CEILING)
+    correct(pace, delta_usd=120 * CEILING, expected_usd=15 * CEILING)
+    arms = np.array([0.1, 0.8, 15.0]) * CEILING
+    # A long request: this call is above the ceiling although the arm is below it.
+    cost = np.array([0.2, 1.6, 30.0]) * CEILING
+    standing, cheapest = standing_of(pace, planned.per_request_usd), cost == cost.min()
+    found = affordable(standing, cost, cheapest=cheapest, arm_cost_usd=arms)
+    assert found.tolist() == [True, True, False]
+    assert affordable(standing, cost, cheapest=cheapest).tolist() == [True, False, False]
+
+
+def test_what_is_held_for_calls_in_flight_lowers_the_target_by_a_quarter_at_most() -> None:
+    pace, planned = new(), plan(ceiling=CEILING)
+    for step in range(200):
+        charge(pace, expected_usd=0.8 * CEILING, now_ms=step)
+    saved = float(target_usd(pace, planned, now_ms=200)[0])
+    # One answer ten times as long as expected, and forty such calls still open.
+    for _ in range(40):
+        charge(pace, expected_usd=15 * CEILING, now_ms=200)
+    correct(pace, delta_usd=135 * CEILING, expected_usd=15 * CEILING)
+    pace["spent_nanousd"] = np.rint(AIM * CEILING * pace["requests"] * NANO_PER_USD)
+    target = float(target_usd(pace, planned, now_ms=201)[0])
+    assert saved > 0.9 * CEILING
+    assert target == pytest.approx((AIM - HELD_MOST * AIM) * CEILING, rel=0.01)

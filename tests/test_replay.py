@@ -318,3 +318,17 @@ def test_a_budget_of_windows_is_kept_in_each_and_used(recorded: Recorded) -> Non
     assert over["worst_moment"] <= 1.02
     assert over["mean"] > 0.85
     assert found.references["best_fixed"]["cost_over_ceiling"]["mean"] <= 1.0
+
+
+def test_shuffling_comes_before_the_split(cli: typer.Typer, tmp_path: Path) -> None:
+    values = arrays(40)
+    values["reward"] = np.repeat([[0.2] * 3, [0.8] * 3], 20, axis=0)
+    data = save(tmp_path / "sorted.npz", values)
+    rewards = []
+    for extra in ([], ["--shuffle", "1"]):
+        arguments = ["replay", str(data), "--prior-share", "0.5", "--policy", "cheapest",
+                     "--seeds", "1", "--json", *extra]  # fmt: skip
+        done = CliRunner().invoke(cli, arguments)
+        rewards.append(json.loads(done.stdout)["policies"]["cheapest"]["reward"])
+    assert rewards[0] == pytest.approx(0.8)
+    assert 0.3 < rewards[1] < 0.7

@@ -368,10 +368,13 @@ async def test_the_topics_alone_give_the_state_of_the_tables(rig: Deployment) ->
 async def test_a_worker_asked_to_end_in_the_middle_drains_and_leaves_nothing_to_do_again(
     rig: Deployment,
 ) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
     worker = rig.start_worker()
     await rig.ready(worker)
     names = [f"drain-{n}" for n in range(3_000)]
-    await rig.send(*(make_request(ROOTS[n % len(ROOTS)], name) for n, name in enumerate(names)))
+    # Nobody answers, so only of roots that have money for all.
+    await rig.send(*(make_request(ROOTS[n % 2 * 2 + 2], name) for n, name in enumerate(names)))
     await rig.wait_records(
         topics.DECISIONS, lambda found: _some(found, "drain-"), what="the first decisions"
     )
@@ -399,7 +402,7 @@ async def test_all_that_was_decided_is_decided_alike_again(rig: Deployment) -> N
     found = [difference for part in report["partitions"] for difference in part["differences"]]
     assert (done.returncode, found, report["ok"]) == (0, [], True), report
     records = await rig.read_all(topics.DECISIONS)
-    assert report["compared"] == report["equal"] == len(records) > 4_000
+    assert report["compared"] == report["equal"] == len(records) > 3_000
     states = await recovered(rig, await Tables.read(rig))
     assert [part["state_sha256"] for part in report["partitions"]] == list(
         map(state_digest, states)
@@ -451,8 +454,10 @@ async def test_a_changed_byte_of_a_decision_is_found(
     target = decisions[len(decisions) // 2]
     assert target.value is not None
     places = chance.sample(range(len(target.value)), 6)
-    places += [target.value.index(word) + len(word) for word in
-               (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')]
+    places += [
+        target.value.index(word) + len(word)
+        for word in (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')
+    ]
     for place in places:
         FlippingReader.place = (topics.DECISIONS, 0, target.offset)
         FlippingReader.at, FlippingReader.by = place, 1
@@ -475,8 +480,10 @@ async def test_the_topics_survive_the_loss_of_all_tables(rig: Deployment) -> Non
 
 
 async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -> None:
+    while rig.workers:
+        assert rig.stop(rig.workers[0]) == 0
     worker = rig.start_worker()
-    await rig.ready(worker)
+    await rig.settled(timeout_s=120)
     await recreate(rig, [topics.OUTCOMES])
     # Whichever notices first: the look at the topics, or a consumer that finds nothing there.
     assert worker.process.wait(timeout=60) in (78, EXIT_CODE)
@@ -488,14 +495,20 @@ async def test_topics_that_are_not_what_they_were_are_refused(rig: Deployment) -
 
 
 def refused(rig: Deployment) -> str:
-    """Start a worker that is to refuse to work, and return what it says."""
-    worker = rig.start_worker()
-    rig.workers.remove(worker)
-    try:
-        assert worker.process.wait(timeout=60) == 78
-    finally:
-        worker.kill()
-    return worker.log.read_text()
+    """Start a worker that is to refuse to work, as a supervisor does; return what it says."""
+    for _ in range(3):
+        worker = rig.start_worker()
+        rig.workers.remove(worker)
+        try:
+            code = worker.process.wait(timeout=60)
+        finally:
+            worker.kill()
+        told = worker.log.read_text()
+        # Another reason came first, for which a new start is the answer.
+        if code != EXIT_CODE:
+            break
+    assert code == 78, told[-3_000:]
+    return told
 
 
 @asynccontextmanager

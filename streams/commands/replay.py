@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
@@ -46,6 +47,9 @@ def register(app: typer.Typer) -> None:
         prior_share: Annotated[
             float, typer.Option(min=0.0, max=0.95, help="Learn the first share of DATA first.")
         ] = 0.0,
+        shuffle: Annotated[
+            int | None, typer.Option(min=0, help="Put DATA in the order of this seed first.")
+        ] = None,
         ceiling: Annotated[str | None, typer.Option(help="Mean dollars per request.")] = None,
         budget: Annotated[str | None, typer.Option(help="Dollars per window.")] = None,
         window: Annotated[str, typer.Option(help="Window; a request comes each second.")] = "total",
@@ -80,7 +84,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Replay recorded data through the worker's own core and say how good it was."""
         try:
-            stream, learned = _data(data, prior, prior_share, features)
+            stream, learned = _data(data, prior, prior_share, features, shuffle)
             if arm_budgets is not None:
                 numbers = [FIRST_SEED + number for number in range(seeds)]
                 compared = compare_arm_budgets(
@@ -113,7 +117,9 @@ def register(app: typer.Typer) -> None:
                 ),
                 seeds=seeds,
                 requests=requests,
-                published=_data(data, None, prior_share, "features")[0] if published else None,
+                published=(
+                    _data(data, None, prior_share, "features", shuffle)[0] if published else None
+                ),
             )
             result = _with_progress(job)
             if plot_file is not None:
@@ -128,9 +134,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _data(
-    data: Path, prior: Path | None, prior_share: float, features: str | None
+    data: Path, prior: Path | None, prior_share: float, features: str | None, shuffle: int | None
 ) -> tuple[Recorded, Recorded | None]:
     stream = read(data, features=features)
+    if shuffle is not None:
+        # A file that is sorted by task would be learned on one task and replayed on another.
+        stream = stream.rows(np.random.default_rng(shuffle).permutation(len(stream)))
     if prior is not None and prior_share > 0.0:
         raise DataError("give --prior or --prior-share, not both")
     if prior is not None:

@@ -63,7 +63,7 @@ class Recorded:
         """Number of features without the constant."""
         return int(self.features.shape[1]) - 1
 
-    def rows(self, part: slice) -> Recorded:
+    def rows(self, part: slice | Ints) -> Recorded:
         """Return a part of the requests."""
         return replace(
             self,

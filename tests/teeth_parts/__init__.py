@@ -1,0 +1,1 @@
+"""Planted bugs, and what runs the tests against them."""
