@@ -115,10 +115,13 @@ class FencedProducer:
                 await producer.stop()
         except TimeoutError:
             logger.warning("partition %s: closed with batches unsent", self.partition)
-            producer._sender.sender_task.cancel()
             # Requests that are under way end with their connection.
             await producer.client.close()
-            await producer._sender.close()
+            sending = producer._sender.sender_task
+            # Cancelled once it waits for its requests, cancelled again it ends them.
+            while sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.wait([sending], timeout=0.1)
             await producer.client.close()
 
     async def _start(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from aiokafka.errors import ProducerFenced
 
 from policy.state import Limits
-from streams import topics
+from streams import fencing, topics
 from streams.client import Client
 from streams.embedded import KafkaServer
 from streams.fencing import OWNED, FencedProducer, Fences
@@ -233,3 +235,23 @@ async def test_an_overtaken_partition_ends_in_an_error_and_nothing_of_it_is_appe
         async with owner(kafka, 0) as third:
             again = await opening.open(0, third.producer)
             assert again.state.gate.position.decisions == start + 9
+
+
+async def test_a_producer_whose_broker_is_silent_is_closed_all_the_same(
+    servers_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fencing, "CLOSE_S", 0.5)
+    server = KafkaServer(servers_root / "kafka-silent")
+    address = await asyncio.to_thread(server.start)
+    await topics.create(address, app_id="fencing", partitions=1)
+    made = await FencedProducer.open(address, app_id="fencing", partition=0)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        sent = await made.producer.send(DECISIONS, b"a", partition=0)
+        async with asyncio.timeout(10):
+            await made.close()
+        assert made.producer._sender.sender_task.done()
+        assert not sent.done() or sent.exception() is not None
+    finally:
+        server.kill()
