@@ -192,6 +192,8 @@ def decide_again(state: State, ranked: Sequence[Incoming], seen: RoundSeen) -> D
         others = range(seen.waiting_before - len(held))
         state.waiting |= {b"%d" % number: 0 for number in others}
     decided = decide(state, fresh, now_ms=seen.now_ms)
+    # Of those that waited without being ranked nothing is known but how many they were.
+    decided.waiting_before = seen.waiting_before
     state.deferred, state.waiting = {}, {}
     state.freed.clear()
     return decided
