@@ -97,14 +97,37 @@ class LogReader:
         self._consumer.seek(tp, start)
         at = start
         while at < end:
-            fetched = await self._consumer.getmany(tp, timeout_ms=500, max_records=5_000)
+            # Not for long: of a transaction's marker only the position tells that it was read.
+            fetched = await self._consumer.getmany(tp, timeout_ms=10, max_records=5_000)
             records = [r for r in fetched.get(tp, ()) if r.offset < end]
             if records:
                 yield records
                 at = records[-1].offset + 1
-            # Compaction may have removed the records before the end.
+            # Before the end there may be a marker, or compaction may have removed the records.
             at = max(at, await self._consumer.position(tp))
         self._consumer.assign([])
+
+    async def last(self, topic: str, partition: int, count: int) -> list[Any]:
+        """Return the last ``count`` records, or all; the markers of transactions are none."""
+        first, end = await self.bounds(topic, partition)
+        found: list[Any] = []
+        low, step = end, count + 8
+        while low > first and len(found) < count:
+            high, low = low, max(first, low - step)
+            before = [
+                r async for records in self.read(topic, partition, low, high) for r in records
+            ]
+            found = before + found
+            step *= 4
+        return found[max(len(found) - count, 0) :]
+
+    async def records_end(self, topic: str, partition: int) -> int:
+        """Return the offset after the last record, be there markers behind it; 0 if none is kept.
+
+        A reader of the records comes no further than this.
+        """
+        found = await self.last(topic, partition, 1)
+        return found[-1].offset + 1 if found else 0
 
     async def count(self, topic: str, partitions: Iterable[int]) -> int:
         """Return the sum of the end offsets."""

@@ -63,12 +63,17 @@ class Opener:
     topic_ids: Sequence[bytes] = ()
     late_values: Callable[[int], dict[bytes, bytes]] = field(default=lambda _: {})
 
-    async def open(self, number: int) -> Partition:
-        """Return the partition with the state that its logs imply, ready for new records."""
+    async def open(self, number: int, owned: AIOKafkaProducer | None = None) -> Partition:
+        """Return the partition with the state that its logs imply, ready for new records.
+
+        ``owned`` has shut out all former owners, see ``streams.fencing``: it writes what only the
+        owner may write. Without it nobody else must be there.
+        """
+        owned = owned or self.producer
         kept, state = self._load(number, *await self._checkpoint(number))
         letters = DeadLetters(
             partition=number,
-            outbox=Outbox(self.producer, topics.DEAD_LETTERS, number),
+            outbox=Outbox(owned, topics.DEAD_LETTERS, number),
             metrics=self.metrics,
             known=await known_dead(self.reader, number),
         )
@@ -85,7 +90,7 @@ class Opener:
             follower=self.follower,
             make_intake=lambda: self.make_intake(state.catalog),
             tables={name: table.reigning(number) for name, table in self.tables.items()},
-            decisions=Outbox(self.producer, topics.DECISIONS, number),
+            decisions=Outbox(owned, topics.DECISIONS, number),
             dead_letters=letters,
             statistics=Outbox(self.producer, topics.STATISTICS, 0),
             metrics=self.metrics,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import ProducerFenced
 
 Headers = Sequence[tuple[str, bytes]]
 BATCH_BYTES = 1 << 19
@@ -22,6 +23,13 @@ class OverlapError(Exception):
         super().__init__(
             f"{topic}/{partition}: wrote at {found}, expected {expected}: another worker writes too"
         )
+
+
+class FencedError(Exception):
+    """A newer owner of a partition has shut out the one that this worker was."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        super().__init__(f"{topic}/{partition}: another worker has taken the partition over")
 
 
 def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaProducer:
@@ -116,7 +124,10 @@ class Outbox:
             await asyncio.shield(self._pump)
             return
         future, expected = self._pending[0]
-        metadata = await future
+        try:
+            metadata = await future
+        except ProducerFenced:
+            raise FencedError(self.topic, self.partition) from None
         if self._pending and self._pending[0][0] is future:
             self._pending.popleft()
             if expected is not None and metadata.offset != expected:

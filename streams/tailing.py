@@ -7,7 +7,6 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
-from streams import topics
 from streams.log import LogReader
 
 Place = tuple[str, int]
@@ -18,19 +17,25 @@ class TailReader(LogReader):
 
     async def some(self, topic: str, count: int, *, first: bool) -> list[Any]:
         """Return the first or last ``count`` records that are there now, in order of their time."""
-        # Offsets of a compacted topic have gaps: there the count is known after reading only.
-        dense = "compact" not in topics.TOPICS[topic].cleanup
         found: list[Any] = []
         for number in await self.partitions(topic):
-            start, end = await self.bounds(topic, number)
-            if dense and first:
-                end = min(end, start + count)
-            elif dense:
-                start = max(start, end - count)
-            async for records in self.read(topic, number, start, end):
-                found += records
+            if first:
+                found += await self._first(topic, number, count)
+            else:
+                found += await self.last(topic, number, count)
         found.sort(key=lambda record: record.timestamp)
         return found[:count] if first else found[max(len(found) - count, 0) :]
+
+    async def _first(self, topic: str, partition: int, count: int) -> list[Any]:
+        found: list[Any] = []
+        start, end = await self.bounds(topic, partition)
+        # Where records were compacted away, or markers lie, a stretch holds less than it is long.
+        while start < end and len(found) < count:
+            until = min(end, start + count)
+            async for records in self.read(topic, partition, start, until):
+                found += records
+            start = until
+        return found[:count]
 
     async def positions(self, names: Sequence[str], *, first: bool = False) -> dict[Place, int]:
         """Return where each partition of these topics ends, or begins."""

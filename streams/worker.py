@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError, ProducerClosed
 from faust.types import TP
 from prometheus_client import start_http_server
 
@@ -24,13 +24,14 @@ from streams import topics
 from streams.config import Config
 from streams.failpoints import pass_point
 from streams.faust_batches import BatchApp, PartitionNotOwnedError
+from streams.fencing import Fences
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogReader
 from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
-from streams.publisher import make_producer
+from streams.publisher import FencedError, make_producer
 from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Worker:
             broker_commit_interval=config.checkpoint_ms / 1_000,
         )
         self.producer = make_producer(kafka)
+        self.fences = Fences(kafka, app_id=config.app_id)
         self.reader = LogReader(kafka)
         self.follower = Follower(kafka)
         self._encoder: LexicalEncoder | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self.tables = {
             name: self.app.checkpoint_table(name, partitions=config.partitions)
             for name in topics.TABLES
@@ -119,11 +121,16 @@ class Worker:
         except TopicRefusedError as exc:
             self.app.fatal(exc)
         await self.follower.start()
-        self._following = asyncio.create_task(self._follow())
+        self._background = [
+            asyncio.create_task(self._or_fatal(work))
+            for work in (self.follower.run(), self.fences.keep())
+        ]
         try:
             await self.app.run()
         finally:
-            self._following.cancel()
+            for task in self._background:
+                task.cancel()
+            await self.fences.close()
             await self.follower.stop()
             await self.reader.stop()
             await self.producer.stop()
@@ -132,12 +139,16 @@ class Worker:
         # A rebalance may take the partition away in the middle: its next owner folds.
         with suppress(PartitionNotOwnedError):
             if self.app.owns(topics.REQUESTS, partition.number):
-                await partition.tick()
-                await partition.checkpoint()
+                try:
+                    await partition.tick()
+                    await partition.checkpoint()
+                except (FencedError, ProducerClosed):
+                    if self.partitions.get(partition.number) is partition:
+                        raise
 
-    async def _follow(self) -> None:
+    async def _or_fatal(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self.follower.run()
+            await work
         except asyncio.CancelledError:
             raise
         except Exception as exc:  # noqa: BLE001
@@ -146,8 +157,10 @@ class Worker:
     # -- the hooks of the app
 
     async def _on_assigned(self, assigned: frozenset[TP]) -> Mapping[TP, int]:
-        # An assignment that was cancelled half-way has left the partitions that it had opened.
-        self.partitions.clear()
+        self._let_go()
+        if not await self.app.consumer.confirm_membership():
+            # Who is the owner now must not be shut out by us.
+            raise IllegalStateError("no member of the group any more")
         opener = Opener(
             reader=self.reader,
             follower=self.follower,
@@ -164,10 +177,17 @@ class Worker:
             late_values=self._late_values,
         )
         starts = {}
-        for number in sorted({tp.partition for tp in assigned}):
-            partition = await opener.open(number)
-            self.partitions[number] = partition
-            starts[TP(topics.OUTCOMES, number)] = partition.state.gate.position.outcomes
+        numbers = sorted({tp.partition for tp in assigned})
+        # Before anything is read: what a former owner has on its way lies there now, or never.
+        producers = await self.fences.open(numbers)
+        try:
+            for number in numbers:
+                partition = await opener.open(number, producers[number])
+                self.partitions[number] = partition
+                starts[TP(topics.OUTCOMES, number)] = partition.state.gate.position.outcomes
+        except BaseException:
+            self._let_go()
+            raise
         logger.info("assigned partitions %s", sorted(self.partitions))
         return starts
 
@@ -192,7 +212,11 @@ class Worker:
                 await self.partitions[number].checkpoint(everything=True)
 
     async def _on_revoked(self, revoked: frozenset[TP]) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.partitions.clear()
+        self.fences.give_up()
 
     def _commit_position(self, tp: TP) -> int | None:
         partition = self.partitions.get(tp.partition)

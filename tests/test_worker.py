@@ -130,8 +130,11 @@ async def loaded(rig: Deployment, prefix: str, count: int) -> AsyncIterator[Load
         await load.finish()
         assert not tasks[1].done(), tasks[1]
     finally:
-        for task in tasks:
-            task.cancel()
+        # aiokafka loses a cancellation that comes while a producer is being closed.
+        while running := [task for task in tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1.0)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -161,7 +161,9 @@ async def measure(
             say(f"round {number + 1} of {shape.rounds}: {told}")
         if profile:
             say(await run.profile(ends))
-        decisions = await ends.total(topics.DECISIONS)
+        decisions = sum(
+            [await ends.records_end(topics.DECISIONS, n) for n in range(shape.partitions)]
+        )
     costs: dict[str, float] = {}
     if sink:
         costs = await sink_cost(kafka, home, partitions=shape.partitions, decisions=decisions)

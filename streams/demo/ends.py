@@ -1,39 +1,49 @@
-"""How far the topics reach."""
+"""How many dead letters there are, and where the last records of topics lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from streams import topics
+from streams.log import LogReader
 
 
-class TopicEnds:
-    """Asks the broker where topics end; connected between :meth:`start` and :meth:`stop`."""
+class DeadLetterCount:
+    """Counts the dead letters, each once; connected between :meth:`start` and :meth:`stop`."""
 
-    def __init__(self, kafka: str, names: Sequence[str]) -> None:
-        self._names = names
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=kafka, group_id=None, enable_auto_commit=False
-        )
-        self._places: list[TopicPartition] = []
+    def __init__(self, kafka: str) -> None:
+        self._reader = LogReader(kafka)
+        self._next: dict[int, int] = {}
+        self._count = 0
 
     async def start(self) -> None:
         """Connect and learn the partitions."""
-        await self._consumer.start()
-        # The only way to ask without a group.
-        await self._consumer._client.force_metadata_update()
-        cluster = self._consumer._client.cluster
-        self._places = [
-            TopicPartition(name, number)
-            for name in self._names
-            for number in cluster.partitions_for_topic(name) or ()
-        ]
+        await self._reader.start()
+        self._next = dict.fromkeys(await self._reader.partitions(topics.DEAD_LETTERS), 0)
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        await self._reader.stop()
 
-    async def read(self) -> dict[tuple[str, int], int]:
-        """Return the offset after the last record of each partition."""
-        ends = await self._consumer.end_offsets(self._places)
-        return {(place.topic, place.partition): end for place, end in ends.items()}
+    async def read(self) -> int:
+        """Return how many there are now."""
+        for number, start in self._next.items():
+            _, end = await self._reader.bounds(topics.DEAD_LETTERS, number)
+            async for records in self._reader.read(topics.DEAD_LETTERS, number, start, end):
+                self._count += len(records)
+            self._next[number] = end
+        return self._count
+
+
+async def record_ends(kafka: str, names: Sequence[str]) -> dict[tuple[str, int], int]:
+    """Return the offset after the last record of each partition of these topics."""
+    reader = LogReader(kafka)
+    await reader.start()
+    try:
+        return {
+            (name, number): await reader.records_end(name, number)
+            for name in names
+            for number in await reader.partitions(name)
+        }
+    finally:
+        await reader.stop()

@@ -15,7 +15,7 @@ from streams import topics
 from streams.client import Client, Decisions
 from streams.demo import books
 from streams.demo.budgets import budget_entries, knock_entries
-from streams.demo.ends import TopicEnds
+from streams.demo.ends import DeadLetterCount, record_ends
 from streams.demo.measures import Measures, Snapshot
 from streams.demo.plan import (
     ARMS,
@@ -188,11 +188,9 @@ class Run:
     async def _perform(self, played: Played, supervisor: Supervisor) -> None:
         player, measures = played.player, played.measures
         await player.start()
-        ends = TopicEnds(
-            self._stage.kafka, [topics.DEAD_LETTERS, topics.DECISIONS, topics.OUTCOMES]
-        )
-        await ends.start()
-        background = (player.answer(), player.report(), self._watch(measures, supervisor, ends))
+        letters = DeadLetterCount(self._stage.kafka)
+        await letters.start()
+        background = (player.answer(), player.report(), self._watch(measures, supervisor, letters))
         try:
             async with _running(*background) as failed:
                 await asyncio.sleep(max(-self.now_s(), 0.0))
@@ -201,9 +199,9 @@ class Run:
                     f"which are {self._scale.windows} windows of the budgets"
                 )
                 await failed(self._tell(played))
-                await failed(self._drain(played, ends))
+                await failed(self._drain(played))
         finally:
-            await ends.stop()
+            await letters.stop()
             await player.stop()
 
     async def _tell(self, played: Played) -> None:
@@ -214,15 +212,14 @@ class Run:
                     group.create_task(played.player.send())
                     group.create_task(played.story.tell())
 
-    async def _watch(self, measures: Measures, supervisor: Supervisor, ends: TopicEnds) -> None:
+    async def _watch(
+        self, measures: Measures, supervisor: Supervisor, letters: DeadLetterCount
+    ) -> None:
         looked_s = -1e9
         while True:
             supervisor.check()
             measures.ledger = await asyncio.to_thread(books.read_totals, self._stage.database_url)
-            found = await ends.read()
-            measures.dead_letters = sum(
-                end for (topic, _), end in found.items() if topic == topics.DEAD_LETTERS
-            )
+            measures.dead_letters = await letters.read()
             for _ in range(4):
                 now_s = self.now_s()
                 if now_s >= 0.0:
@@ -232,7 +229,7 @@ class Run:
                         self._show.look(snapshot)
                 await asyncio.sleep(0.25)
 
-    async def _drain(self, played: Played, ends: TopicEnds) -> None:
+    async def _drain(self, played: Played) -> None:
         """Wait until every request is decided, every call reported, and the ledger has it all."""
         measures, player, knocks = played.measures, played.player, played.knocks
         with _told("not everything was decided and reported", self._stage):
@@ -245,10 +242,7 @@ class Run:
                 while any(player.latest.get(b) != last for b, last in knocks.last.items()):
                     await asyncio.sleep(0.05)
                 await player.flush()
-                wanted = {
-                    place: end for place, end in (await ends.read()).items()
-                    if place[0] != topics.DEAD_LETTERS
-                }  # fmt: skip
+                wanted = await record_ends(self._stage.kafka, [topics.DECISIONS, topics.OUTCOMES])
                 while True:
                     cursors = await asyncio.to_thread(books.read_cursors, self._stage.database_url)
                     if all(cursors.get(place, 0) >= end for place, end in wanted.items()):

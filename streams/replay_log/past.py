@@ -81,6 +81,8 @@ class Past:
         if lives:
             ttl_ms = lives[0].expires_ms - lives[0].decided_ms
             state.limits = replace(state.limits, reservation_ttl_ms=ttl_ms)
+        # Between it and the decisions before it an owner's marker may lie.
+        state.gate.advance("decisions", round_.first)
         decided = decide_again(
             state,
             ranked,
@@ -172,13 +174,18 @@ class Past:
         records = await self._outcomes.below(end)
         settle_records(state, intake, records, self._source.partitions)
 
-    async def finish(self, outcomes_end: int | None = None) -> tuple[tuple[int, ...], str]:
-        """Settle the outcomes after the last decision; return the position and the state's hash."""
+    async def finish(self, ends: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """Return the position and the state's hash.
+
+        With the ``ends`` of decisions and outcomes, the outcomes after the last decision settle,
+        and an owner's marker behind it counts.
+        """
         state = self._state
         if state is None:
             state = self._state = self._new_state(Catalog())
-        if outcomes_end is not None:
-            await self._settle(state, outcomes_end)
+        if ends is not None:
+            state.gate.advance("decisions", ends[0])
+            await self._settle(state, ends[1])
         return tuple(state.gate.position), state_digest(state)
 
 

@@ -127,10 +127,10 @@ async def _replay(source: Source, number: int, begin: Bound, end: Bound) -> Part
         make_from = await _make_from(reader, number, start, until)
         replayer = Replayer(source, number, make_from=make_from, compare_from=start)
         await replayer.run(until)
-        outcomes_end = None
+        ends = None
         if until == last:
-            _, outcomes_end = await reader.bounds(topics.OUTCOMES, number)
-        report.position, report.state_sha256 = await replayer.past.finish(outcomes_end)
+            ends = last, (await reader.bounds(topics.OUTCOMES, number))[1]
+        report.position, report.state_sha256 = await replayer.past.finish(ends)
     except DivergedError as exc:
         report.stopped = "a round decided other requests: the rest would differ for that"
         report.differences.append(exc.difference)

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError, ProducerFenced
 
+from streams.fencing import OWNED
 from streams.log import LogError
-from streams.topics import DECISIONS
 from tests.simulation.process import Process
 
 START_MS = 1_763_000_000_000
@@ -36,7 +36,7 @@ class Broker:
     """The logs by topic and partition, and the only clock that counts.
 
     ``writers`` says who has begun last to take each partition over. While ``fenced``, what others
-    write to the decisions is refused.
+    write to the decisions and dead letters is refused.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,7 +67,7 @@ class Broker:
 
     def refuses(self, writer: object, topic: str, partition: int) -> bool:
         """Return whether a record of this writer is refused."""
-        return self.fenced and topic == DECISIONS and self.writers.get(partition) is not writer
+        return self.fenced and topic in OWNED and self.writers.get(partition) is not writer
 
     async def more(self, topic: str, partition: int, offset: int) -> None:
         """Return when there is a record at this offset."""
@@ -173,8 +173,12 @@ class Producer:
             elif chance.random() < 0.5:
                 await process._running.wait()
             lost = chance.random() < process.rates.lost_batch
-            if lost or self._broker.refuses(self._writer, topic, partition):
+            refused = self._broker.refuses(self._writer, topic, partition)
+            if lost or refused:
                 self._lost.add((topic, partition))
+            if refused:
+                self._answer(future, ProducerFenced())
+                continue
             if (topic, partition) in self._lost:
                 self._answer(future, KafkaTimeoutError())
                 continue

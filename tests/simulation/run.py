@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from policy.state import Limits
 from streams import topics
 from streams.faust_batches import ChangelogOverlapError, PartitionNotOwnedError
-from streams.publisher import OverlapError
+from streams.publisher import FencedError, OverlapError
 from tests.simulation import compare, laws
 from tests.simulation.broker import Broker
 from tests.simulation.group import Group
@@ -26,7 +26,8 @@ from tests.simulation.worker import Worker
 HEAL_S = 500.0
 CALM = Rates()
 EXPECTED = (
-    OverlapError, ChangelogOverlapError, KafkaError, PartitionNotOwnedError, TimeoutError,
+    FencedError, OverlapError, ChangelogOverlapError, KafkaError, PartitionNotOwnedError,
+    TimeoutError,
 )  # fmt: skip
 """What may end a worker: it starts again and folds what it does not know."""
 
