@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -25,6 +24,10 @@ from streams.records import Decision, encode
 from tests.deployment import Deployment, Program, answer, budget_tree, make_request
 
 SESSION_S = 2
+PARTITIONS = 12
+"""So many that each of the workers and sinks that run at a time owns three or more."""
+LANES = {"worker": 4, "sink": 2}
+"""How many processes of each program run at a time."""
 ROOTS = [f"fail-{n}" for n in range(6)]
 TIGHT_NANOUSD = 60_000_000
 """The limit of the first root: it runs out of money on the way."""
@@ -44,24 +47,10 @@ class Case:
         return f"{self.point}:{self.action}:{self.count}"
 
 
-def counts(point: str) -> tuple[int, ...]:
-    """Return at which pass a place is to fail: a release needs somebody else to come or go."""
-    return (1,) if point == "worker.before_release" else (1, 3)
-
-
 def cases(program: str) -> list[Case]:
-    """Return the cases of a program: of each place one, or with ``FAILPOINTS=all`` all of them.
-
-    One of each takes CI a minute; actions and counts take turns from place to place.
-    """
+    """Return all cases of a program: each place, at its first and third pass, in every way."""
     mine = [point for point in POINTS if point.startswith(f"{program}.")]
-    every = [
-        [Case(point, action, count) for count in counts(point) for action in ACTIONS]
-        for point in mine
-    ]
-    if os.environ.get("FAILPOINTS") == "all":
-        return [case for of_point in every for case in of_point]
-    return [of_point[number % len(of_point)] for number, of_point in enumerate(every)]
+    return [Case(*case) for case in itertools.product(mine, ACTIONS, (1, 3))]
 
 
 # -- the places themselves
@@ -111,7 +100,7 @@ class Callers:
                     root = decision.budget.partition("/")[0].encode()
                     records += self.told(name, root, decision)
             await self.rig.produce(records)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
 
     def told(self, name: str, root: bytes, decision: Decision) -> list[tuple[str, bytes, bytes]]:
         number = int(name.partition("-")[2])
@@ -128,7 +117,7 @@ def rig(_session_postgres: PostgresServer, servers_root: Path) -> Iterator[Deplo
     url = _session_postgres.create_database("failpoints")
     settings = {"TOLLWAY_SESSION_TIMEOUT_S": str(SESSION_S), "TOLLWAY_RESERVATION_TTL_S": "20"}
     result = Deployment(
-        broker.start(), url, servers_root / "failpoints", partitions=4, settings=settings
+        broker.start(), url, servers_root / "failpoints", partitions=PARTITIONS, settings=settings
     )
     asyncio.run(result.create())
     asyncio.run(result.declare(
@@ -144,9 +133,9 @@ def rig(_session_postgres: PostgresServer, servers_root: Path) -> Iterator[Deplo
         broker.kill()
 
 
-async def fail_all(rig: Deployment, command: str, mine: list[Case]) -> None:
+async def fail_all(rig: Deployment, command: str, left: Iterator[Case]) -> None:
     """Run one process after the other, each until it has failed where it should."""
-    for case in mine:
+    for case in left:
         program = rig._start(command, {"TOLLWAY_FAILPOINT": case.setting})
         try:
             await fail(program, case)
@@ -158,6 +147,10 @@ async def fail_all(rig: Deployment, command: str, mine: list[Case]) -> None:
 async def fail(program: Program, case: Case) -> None:
     """Wait until the process fails, and for what it makes of it."""
     said = f"failpoint {case.point}: {case.action}"
+    if case.point == "worker.before_release":
+        # It owns partitions, and is asked to let go of them.
+        await until(lambda: "assigned partitions [" in log_of(program), f"work of {program.name}")
+        program.process.send_signal(signal.SIGTERM)
     await until(lambda: said in log_of(program) or ended(program), f"{case} in {program.name}")
     assert said in log_of(program), f"{case}: {log_of(program)[-3_000:]}"
     if case.action == "stop":
@@ -197,12 +190,11 @@ async def test_the_laws_hold_wherever_a_process_fails(rig: Deployment) -> None:
     callers = Callers(rig)
     load = [asyncio.create_task(callers.send()), asyncio.create_task(callers.answer())]
     try:
-        workers = cases("worker")
-        await asyncio.gather(
-            fail_all(rig, "worker", workers[::2]),
-            fail_all(rig, "worker", workers[1::2]),
-            fail_all(rig, "sink", cases("sink")),
-        )
+        lanes = []
+        for program, count in LANES.items():
+            left = iter(cases(program))
+            lanes += [fail_all(rig, program, left) for _ in range(count)]
+        await asyncio.gather(*lanes)
         load[0].cancel()
         rig.start_worker()
         rig.start_sink()

@@ -415,6 +415,25 @@ async def test_the_sink_outlives_a_crash_of_postgres(
     assert (await deployment.verify()).findings == []
 
 
+async def test_a_sink_that_starts_while_the_database_is_away_waits_for_it(
+    kafka: str, postgres_server: PostgresServer, topic_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres_server.create_database(topic_prefix.lower().replace("-", "_")[-40:])
+    deployment = Deployment(kafka=kafka, url=url, name=topic_prefix)
+    migrate.upgrade(url)
+    await deployment.create()
+    await deployment.send(0, decision("r1"))
+    await asyncio.to_thread(postgres_server.stop, "immediate")
+    waits = "Postgres is away, trying again in"
+    async with deployment.sink():
+        await wait_for(lambda: caplog.text.count(waits) >= 2)
+    caplog.clear()
+    async with deployment.sink():
+        await wait_for(lambda: waits in caplog.text)
+        await asyncio.to_thread(postgres_server.start)
+        await deployment.until(NEXT, 1)
+
+
 async def test_deleted_records_halt_their_partition_and_no_other(deployment: Deployment) -> None:
     await deployment.send(0, decision("r1"), decision("r2"), decision("r3"))
     await deployment.send(1, *globex("r4"))

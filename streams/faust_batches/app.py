@@ -86,7 +86,7 @@ class BatchApp(faust.App):
         **settings: Any,
     ) -> None:
         self.batch_topics: set[str] = set()
-        self._stop_requested = asyncio.Event()
+        self.stop_requested = asyncio.Event()
         self._releasing = asyncio.Lock()
         self.queued_batches_max = queued_batches_max
         self.release_timeout_s = release_timeout_s
@@ -148,7 +148,7 @@ class BatchApp(faust.App):
     async def run(self) -> None:
         """Start, and work until :meth:`request_stop`; a crash of any part is fatal."""
         starting = asyncio.ensure_future(self.start())
-        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        stopping = asyncio.ensure_future(self.stop_requested.wait())
         try:
             # Starting ends when the first partitions are restored, which may take long.
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,7 +164,7 @@ class BatchApp(faust.App):
 
     def request_stop(self) -> None:
         """Let :meth:`run` release all partitions and return; for a signal handler."""
-        self._stop_requested.set()
+        self.stop_requested.set()
 
     def fatal(self, exc: BaseException) -> NoReturn:
         """Log the exception and end the process at once, with nothing acknowledged.

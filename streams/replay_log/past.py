@@ -93,7 +93,8 @@ class Past:
                 fresh_from=waiting.fresh,
             ),
         )
-        overdue(state)
+        # Whatever comes next was decided later than this.
+        overdue(state, read_ms=state.clock_ms)
         self._check_whole(round_, decided)
         values = decision_records(
             decided,
