@@ -16,6 +16,11 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    # So that the tests are found wherever this is started.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.nemesis_parts.campaign import run
 from tests.nemesis_parts.plan import RATES

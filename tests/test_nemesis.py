@@ -1,11 +1,9 @@
-"""The nemesis for eight minutes, and its checker: each kind of violation is found."""
+"""The nemesis' checker finds each kind of violation, and its faults come from the seed."""
 
 from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,27 +27,8 @@ from tests.nemesis_parts.oracle import OracleLog, Sent, read_log
 from tests.nemesis_parts.plan import CALM, RATES, draw
 from tests.nemesis_parts.world import PARTITIONS, Root, World
 
-SECONDS, SEED = 480, 5
 ROOT = "acme"
 HOME = home_partition(ROOT.encode(), PARTITIONS)
-
-
-@pytest.mark.nemesis
-@pytest.mark.slow
-@pytest.mark.kafka
-@pytest.mark.postgres
-def test_every_law_holds_whatever_breaks():
-    program = Path(__file__).with_name("nemesis.py")
-    command = [sys.executable, str(program), "--seconds", str(SECONDS), "--seed", str(SEED)]
-    done = subprocess.run(
-        [*command, "--json"], capture_output=True, text=True, check=False, timeout=1_800
-    )
-    assert done.stdout, f"seed {SEED}: it fell\n{done.stderr[-6_000:]}"
-    found = json.loads(done.stdout)
-    assert found["ok"], f"seed {SEED}: {json.dumps(found, indent=1)}\n{done.stderr[-2_000:]}"
-    assert (found["lost"], found["doubled"], found["overspent_nanousd"]) == (0, 0, 0)
-    assert found["faults"]["total"] >= 200
-    assert done.returncode == 0
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from tests.simulate import run_seeds
 from tests.simulation.run import run_seed
 
-SEEDS = 300
+SEEDS = 1_000
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from policy.state import Limits, State
 from streams import topics
 from streams.embedded import KafkaServer, PostgresServer
 from streams.faust_batches import EXIT_CODE
+from streams.faust_batches.table import NO_REIGN, REIGN_HEADER, REIGN_KEY
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogReader
@@ -297,10 +298,16 @@ class Table:
 
     def __init__(self, records: list[Placed]) -> None:
         self._values: dict[int, dict[bytes, bytes]] = {}
+        reigns: dict[int, int] = {}
         for record in records:
             values = self._values.setdefault(record.partition, {})
             assert record.key is not None
-            if record.value is None:
+            reign = int(dict(record.headers).get(REIGN_HEADER, NO_REIGN))
+            if record.key == REIGN_KEY:
+                reigns[record.partition] = record.offset
+            elif reign < reigns.get(record.partition, NO_REIGN):
+                pass  # A former owner wrote it too late.
+            elif record.value is None:
                 values.pop(record.key, None)
             else:
                 values[record.key] = record.value
@@ -540,13 +547,16 @@ async def admin_of(rig: Deployment) -> AsyncIterator[AIOKafkaAdminClient]:
 
 async def recreate(rig: Deployment, names: list[str]) -> None:
     """Delete topics, and create them as the deployment does."""
+    deadline = time.monotonic() + 30
     async with admin_of(rig) as admin:
         await admin.delete_topics(names)
-        deadline = time.monotonic() + 30
         while set(names) & set(await admin.list_topics()):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
-    await topics.create(rig.kafka, app_id="tollway", partitions=rig.partitions)
+        await topics.create(rig.kafka, app_id="tollway", partitions=rig.partitions)
+        while not set(names) <= set(await admin.list_topics()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
 
 
 def fresh(rig: Deployment) -> Deployment:

@@ -30,7 +30,8 @@ PAUSE_S = 0.3
 """Waited before a process that ended is started again."""
 FAILED_PAUSE_S = 2.0
 """Waited if it ended by itself, other than to be started again: a server may be away."""
-RESTART = (0, 70, -9)
+RESTART = (0, 70, -9, -15)
+"""Codes with which a process may end: stopped, to be started again, killed, stopped too early."""
 
 
 @dataclass(eq=False)

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from streams.topics import DECISIONS, OUTCOMES, REQUESTS
+from streams.topics import DEAD_LETTERS, DECISIONS, OUTCOMES, REQUESTS
 from tests.nemesis_parts.checker import Verdict
 from tests.nemesis_parts.cluster import Cluster
 from tests.nemesis_parts.evidence import Evidence, Ledger
 from tests.nemesis_parts.faults import Nemesis
+from tests.nemesis_parts.plan import RATES
 
 PER_MINUTE = {"faults": 25.0, "in_doubt": 1.0, "fenced": 0.5, "overlapping": 0.5}
 """What a run must have seen, or it proved nothing: faults, commits in doubt, fenced writers, and
 batches of decisions that a worker wrote when another had the partition."""
+EVERY_KIND_S = 240.0
+"""A run of so long must have had faults of every kind."""
 _IN_DOUBT = r"a commit without reply was durable"
 _FENCED = {"sink": r"fenced off:", "worker": r"(Ending the process|was let go): FencedError"}
 _OVERLAPPING = rf"{_FENCED['worker']}.*{DECISIONS}/.* (\d+) batches were refused"
@@ -83,6 +86,7 @@ def make_result(
             REQUESTS: len(evidence.requests),
             DECISIONS: len(evidence.decisions),
             OUTCOMES: len(evidence.outcomes),
+            DEAD_LETTERS: sum(map(len, evidence.letters.values())),
         },
         in_doubt=len(cluster.find_in_logs("sink", _IN_DOUBT)),
         fenced={kind: len(cluster.find_in_logs(kind, text)) for kind, text in _FENCED.items()},
@@ -100,6 +104,8 @@ def make_result(
         wanted = int(rate * seconds / 60)
         if seen[name] < wanted:
             result.too_few.append(f"{name}: {seen[name]} of {wanted}")
+    if seconds >= EVERY_KIND_S:
+        result.too_few += [f"{kind}: none" for kind in RATES if kind not in result.faults]
     return result
 
 
