@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from policy.acceptance import PARK_MS, is_accepted
 from policy.effects import apply, spend_expired
-from policy.outcomes import Arrival, Arrivals
+from policy.outcomes import UNKNOWN, Arrival, Arrivals
 from policy.reservations import NONE
 from policy.state import State
 from policy.terms import Bools, Ints
 
 Effect = Literal["applied", "duplicate", "parked", "refused"]
-_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,10 @@ class _Known:
     @classmethod
     def of(cls, state: State, arrivals: Arrivals) -> _Known:
         found = state.reservations.find_all(arrivals.ids)
-        decision = np.array([_UNKNOWN if o is None else o for o in found], np.int64)
+        decision = np.array([UNKNOWN if o is None else o for o in found], np.int64)
         # While a log is folded a row may be there before its decision's turn has come.
-        plain = (decision != _UNKNOWN) & (decision < state.gate.position.decisions)
-        rows = state.reservations.rows(np.where(plain, decision, _UNKNOWN))
+        plain = (decision != UNKNOWN) & (decision < state.gate.position.decisions)
+        rows = state.reservations.rows(np.where(plain, decision, UNKNOWN))
         plain &= (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
         parts = ((arrivals.has_usage, "usage_offset"), (arrivals.has_reward, "reward_offset"))
         for present, column in parts:

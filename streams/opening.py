@@ -271,15 +271,7 @@ class Opener:
         async for records in self.reader.read(
             topics.REQUESTS, number, min(wanted), max(wanted) + 1
         ):
-            for record in records:
-                if record.offset in wanted:
-                    found[record.offset] = intake.request(
-                        record.key,
-                        record.value,
-                        offset=record.offset,
-                        at_ms=record.timestamp,
-                        known=True,
-                    )
+            found |= intake.accepted([record for record in records if record.offset in wanted])
         return found
 
 

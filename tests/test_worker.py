@@ -455,15 +455,18 @@ async def replayed(rig: Deployment, partition: int, begin: int, end: int) -> Rep
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("drained", [False, True], ids=["in-small-rounds", "in-a-backlog"])
 async def test_a_changed_byte_of_a_decision_is_found(
-    rig: Deployment, monkeypatch: pytest.MonkeyPatch
+    rig: Deployment, monkeypatch: pytest.MonkeyPatch, drained: bool
 ) -> None:
     monkeypatch.setattr("streams.replay_log.replayer.LogReader", FlippingReader)
     decisions = [r for r in await rig.read_all(topics.DECISIONS) if r.partition == 0]
-    # Nothing is changed yet: a part of the log by itself is alike.
-    # Before the drained backlog, whose rounds are larger than such a part.
-    middle = sum(b'"request_id":"drain-' not in (r.value or b"") for r in decisions) // 2
+    places = [n for n, r in enumerate(decisions) if _some([r], "drain-") == drained]
+    middle = places[len(places) // 2]
+    # Nothing is changed yet: a part of the log by itself is alike, also where it begins inside a
+    # round and ends inside one.
     begin, end = decisions[middle - 5].offset, decisions[middle + 5].offset
+    monkeypatch.setattr(FlippingReader, "place", ("", 0, 0))
     untouched = await replayed(rig, 0, begin, end)
     assert untouched.complete
     assert not untouched.differs
@@ -473,16 +476,16 @@ async def test_a_changed_byte_of_a_decision_is_found(
     chance = random.Random(11)
     target = decisions[middle]
     assert target.value is not None
-    places = chance.sample(range(len(target.value)), 6)
-    places += [
+    changed = chance.sample(range(len(target.value)), 6)
+    changed += [
         target.value.index(word) + len(word)
         for word in (b'"decisions":', b'"curve":', b'"outcomes":', b'"request":', b'"decided_ms":')
     ]
-    for place in places:
+    for at in changed:
         FlippingReader.place = (topics.DECISIONS, 0, target.offset)
-        FlippingReader.at, FlippingReader.by = place, 1
+        FlippingReader.at, FlippingReader.by = at, 1
         report = await replayed(rig, 0, begin, end)
-        assert report.differs, target.value[max(place - 20, 0) : place + 20]
+        assert report.differs, target.value[max(at - 20, 0) : at + 20]
 
 
 async def test_the_topics_survive_the_loss_of_all_tables(rig: Deployment) -> None:
