@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streams import topics
@@ -21,14 +22,23 @@ from streams.embedded import KafkaServer, PostgresServer
 from streams.failpoints import ACTIONS, POINTS, FailpointError, arm, parse, pass_point
 from streams.ledger.audit import run_audit
 from streams.records import Decision, encode
-from tests.deployment import Deployment, Program, answer, budget_tree, make_request
+from tests.deployment import Deployment, Program, answer, budget_tree, make_request, policy_and_arms
+
+
+def _home(root: str) -> int:
+    return topics.home_partition(root.encode(), PARTITIONS)
+
 
 SESSION_S = 2
 PARTITIONS = 12
 """So many that each of the workers and sinks that run at a time owns three or more."""
-LANES = {"worker": 4, "sink": 2}
-"""How many processes of each program run at a time."""
-ROOTS = [f"fail-{n}" for n in range(6)]
+LANES = {"worker": 3, "sink": 1}
+"""How many processes of each program run at a time; with more they would only rebalance."""
+ROOTS = [
+    next(f"fail-{n}" for n in itertools.count() if _home(f"fail-{n}") == partition)
+    for partition in range(PARTITIONS)
+]
+"""One for each partition, so that whoever owns some has work."""
 TIGHT_NANOUSD = 60_000_000
 """The limit of the first root: it runs out of money on the way."""
 
@@ -83,13 +93,15 @@ class Callers:
     answered: set[str] = field(default_factory=set)
 
     async def send(self) -> None:
-        for number in itertools.count():
-            root = ROOTS[number % len(ROOTS)]
-            name = f"f-{number}"
-            request = make_request(root, name, path="/team/a" if number % 3 else "/team/b")
-            await self.rig.send(*[request] * (2 if number % 10 == 0 else 1))
-            self.sent.append(name)
-            await asyncio.sleep(0.06)
+        for begin in itertools.count(0, len(ROOTS)):
+            names = [f"f-{number}" for number in range(begin, begin + len(ROOTS))]
+            requests = [
+                make_request(root, name, path="/team/a" if place % 3 else "/team/b")
+                for place, (root, name) in enumerate(zip(ROOTS, names, strict=True))
+            ]
+            await self.rig.send(*requests, requests[begin // 7 % len(requests)])
+            self.sent += names
+            await asyncio.sleep(0.5)
 
     async def answer(self) -> None:
         while True:
@@ -100,7 +112,7 @@ class Callers:
                     root = decision.budget.partition("/")[0].encode()
                     records += self.told(name, root, decision)
             await self.rig.produce(records)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
 
     def told(self, name: str, root: bytes, decision: Decision) -> list[tuple[str, bytes, bytes]]:
         number = int(name.partition("-")[2])
@@ -119,7 +131,9 @@ def rig(_session_postgres: PostgresServer, servers_root: Path) -> Iterator[Deplo
     result = Deployment(
         broker.start(), url, servers_root / "failpoints", partitions=PARTITIONS, settings=settings
     )
-    asyncio.run(result.create())
+    policy, *arms = policy_and_arms()
+    # The requests bring their features: to load what makes them of prompts takes seconds.
+    asyncio.run(result.create([msgspec.structs.replace(policy, encoder="none"), *arms]))
     asyncio.run(result.declare(
         entry for root in ROOTS
         for entry in budget_tree(
