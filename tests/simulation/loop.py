@@ -6,9 +6,16 @@ import asyncio
 import heapq
 from typing import Any
 
+ROUNDS_MAX = 200_000
+"""A seed takes some thousand rounds of callbacks."""
+
 
 class DeadlockError(Exception):
     """Every task waits for another."""
+
+
+class EndlessError(Exception):
+    """Something goes on for ever."""
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -21,6 +28,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._rounds = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def create_task(self, coro: Any, **more: Any) -> asyncio.Task[Any]:
@@ -34,6 +42,9 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now
 
     def _run_once(self) -> None:
+        self._rounds += 1
+        if self._rounds == ROUNDS_MAX:
+            raise EndlessError(f"{ROUNDS_MAX} rounds, and it is {self._now:.0f} s")
         scheduled: list[Any] = self._scheduled  # type: ignore[attr-defined]
         ready = self._ready  # type: ignore[attr-defined]
         while scheduled and scheduled[0]._cancelled:
