@@ -56,6 +56,21 @@ def phase_table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
+def growth_table(growth: Mapping[str, Any]) -> Table:
+    """Return each policy's regret to the best mix by length, and the exponent that fits."""
+    shown = Table(box=None, pad_edge=False)
+    lengths = next(iter(growth.values()))["requests"]
+    for name in ("regret to the best mix", *(f"{length:,}" for length in lengths), "exponent"):
+        shown.add_column(name, justify="left" if name.startswith("regret") else "right")
+    for name, found in growth.items():
+        shown.add_row(
+            name,
+            *(f"{regret:.1f}" for regret in found["regret_to_mix"]),
+            _number(found["exponent"]),
+        )
+    return shown
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
