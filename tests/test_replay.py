@@ -294,9 +294,10 @@ def test_arm_budgets_are_compared(cli: typer.Typer, data: Path) -> None:
          "--total", "0.02", "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    methods = json.loads(done.stdout)["methods"]
-    assert methods["port"]["reward"] > 0.0
-    assert {"of_estimated", "of_true", "cost_usd"} <= set(methods["port"])
+    found = json.loads(done.stdout)
+    assert found["policies"]["port"]["reward"] > 0.0
+    assert {"of_estimated", "of_true", "cost_usd"} <= set(found["policies"]["port"])
+    assert set(found["references"]) == {"cheapest", "pooled"}
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def _print_arm_budgets(compared: Mapping[str, Any], *, as_json: bool) -> None:
     columns = ("reward", "cost_usd", "served", "of_estimated", "of_true")
     for name in ("", *columns):
         shown.add_column(name, justify="left" if not name else "right")
-    for name, values in compared["methods"].items():
+    for name, values in {**compared["policies"], **compared["references"]}.items():
         shown.add_row(name, *(f"{values[column]:.4f}" for column in columns))
     _console().print(shown)
 

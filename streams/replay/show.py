@@ -41,7 +41,7 @@ def phase_table(result: Mapping[str, Any]) -> Table:
     for name in ("", "phase", "reward", "cost/ceiling", "shares"):
         shown.add_column(name, justify="left" if name in ("", "shares") else "right")
     for name, summary in {**result["policies"], **result["references"]}.items():
-        for number, phase in enumerate(summary.get("phases", ()), start=1):
+        for number, phase in enumerate(summary["phases"], start=1):
             shares = sorted(phase["shares"].items(), key=lambda item: -item[1])[:4]
             shown.add_row(
                 name if number == 1 else "",

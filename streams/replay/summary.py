@@ -52,15 +52,15 @@ def summarise(
         "regret": float((goals["oracle_in_budget"] - rewards).mean() * steps),
         "regret_to_mix": float((goals["best_mix"] - rewards).mean() * steps),
     }
+    summary["phases"] = [
+        {
+            "reward": float(np.mean([t.reward[phase].mean() for t in traces])),
+            "cost_over_ceiling": _over(traces, phase, setup),
+            "shares": _shares(traces, models, phase),
+        }
+        for phase in worlds[0].phases
+    ]
     if worlds[0].phases:
-        summary["phases"] = [
-            {
-                "reward": float(np.mean([t.reward[phase].mean() for t in traces])),
-                "cost_over_ceiling": _over(traces, phase, setup),
-                "shares": _shares(traces, models, phase),
-            }
-            for phase in worlds[0].phases
-        ]
         summary |= _adapting(worlds, traces, scenario)
     return summary
 
