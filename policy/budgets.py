@@ -26,7 +26,7 @@ from policy.catalog import BudgetSpec, Catalog
 from policy.money import NANO_PER_USD
 from policy.pace import PACER_DTYPE, Pacing, add_amounts, charge, correct, hold, roll
 from policy.pacer import Plan
-from policy.pages import Gate, PageKey
+from policy.pages import Gate
 from policy.paths import Pairs, Paths
 from policy.terms import Bools, Floats, Ints
 
@@ -282,11 +282,6 @@ class Budgets:
         rows: Pacing = self._table[budgets]
         return rows
 
-    def ceilings_usd(self, budgets: Ints) -> Floats:
-        """Return the per-request ceilings of these budgets; nan where there is none."""
-        ceilings: Floats = self._ceiling_usd[budgets]
-        return ceilings
-
     def plan(self, budgets: Ints) -> Plan:
         """Return the pacer's plan for these budgets."""
         return Plan(
@@ -326,8 +321,3 @@ class Budgets:
             for index, name in enumerate(self.names)
             if name and self._table["window_start"].item(index) >= 0
         }
-
-
-def page_of(index: int) -> PageKey:
-    """Return the page of the budget with this index."""
-    return ("budget", index // PAGE)

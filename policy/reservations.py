@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.money import Price
 from policy.pages import Gate, PageKey
 from policy.paths import Paths
 from policy.terms import Bools, Floats, Ints
@@ -89,15 +88,6 @@ class Row(NamedTuple):
     def is_open(self) -> bool:
         """Return whether the reservation is neither settled nor expired."""
         return self.arm != NONE and self.usage_offset == NONE and self.expired_by == NONE
-
-    def price(self) -> Price:
-        """Return the price that the decision pinned."""
-        return Price(
-            version=self.price_version,
-            input=self.price_input,
-            output=self.price_output,
-            cached=None if self.price_cached == NONE else self.price_cached,
-        )
 
 
 class Names:
@@ -265,8 +255,7 @@ class Reservations:
             number = min(self._rows)
             rows = self._rows[number]
             used = rows["used"] == 1
-            settled = (rows["usage_offset"] != NONE) | (rows["expired_by"] != NONE)
-            if (used & (rows["arm"] != NONE) & ~settled).any():
+            if (used & is_open(rows)).any():
                 break
             for offset in np.flatnonzero(used) + number * SEGMENT:
                 self._offsets.pop(rows["id"][offset % SEGMENT].tobytes(), None)
@@ -334,11 +323,6 @@ def is_open(rows: NDArray[Any]) -> Bools:
     spent = (rows["usage_offset"] != NONE) | (rows["expired_by"] != NONE)
     result: Bools = (rows["arm"] != NONE) & ~spent
     return result
-
-
-def page_of(offset: int) -> PageKey:
-    """Return the page of the decision at this offset."""
-    return ("reservation", offset // SEGMENT)
 
 
 def _by_segment(offsets: Ints) -> Iterator[tuple[int, Any]]:

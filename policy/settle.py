@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from policy.acceptance import PARK_MS, is_accepted
 from policy.effects import apply, spend_expired
-from policy.outcomes import Arrival, Arrivals
+from policy.outcomes import UNKNOWN, Arrival, Arrivals
 from policy.reservations import NONE
 from policy.state import State
 from policy.terms import Bools, Ints
 
 Effect = Literal["applied", "duplicate", "parked", "refused"]
-_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,10 @@ class _Known:
     @classmethod
     def of(cls, state: State, arrivals: Arrivals) -> _Known:
         found = state.reservations.find_all(arrivals.ids)
-        decision = np.array([_UNKNOWN if o is None else o for o in found], np.int64)
+        decision = np.array([UNKNOWN if o is None else o for o in found], np.int64)
         # While a log is folded a row may be there before its decision's turn has come.
-        plain = (decision != _UNKNOWN) & (decision < state.gate.position.decisions)
-        rows = state.reservations.rows(np.where(plain, decision, _UNKNOWN))
+        plain = (decision != UNKNOWN) & (decision < state.gate.position.decisions)
+        rows = state.reservations.rows(np.where(plain, decision, UNKNOWN))
         plain &= (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
         parts = ((arrivals.has_usage, "usage_offset"), (arrivals.has_reward, "reward_offset"))
         for present, column in parts:
@@ -185,17 +184,24 @@ def release_parked(state: State, ids: Sequence[bytes]) -> list[tuple[Arrival, Ve
     return settled
 
 
-def overdue(state: State) -> list[Arrival]:
-    """Remove and return the parked outcomes whose decision can no longer come."""
-    _expire_parked(state)
+def overdue(state: State, *, read_ms: int) -> list[Arrival]:
+    """Remove and return the parked outcomes whose decision can no longer come.
+
+    ``read_ms`` is the time up to which the partition's requests were read. Outcomes may be far
+    ahead of them, and a worker that begins anew may decide what is still to be read, or waits,
+    before it has read the outcomes that moved our clock.
+    """
+    if state.parked:
+        waiting = [queue[0].at_ms for queue in state.deferred.values()]
+        _expire_parked(state, min([state.clock_ms, read_ms, *waiting]))
     late, state.late = state.late, []
     return late
 
 
-def _expire_parked(state: State) -> None:
+def _expire_parked(state: State, clock_ms: int) -> None:
     while state.parked:
         arrival, _ = next(iter(state.parked.values()))
-        if is_accepted(decided_ms=state.clock_ms, outcome_ms=arrival.at_ms):
+        if is_accepted(decided_ms=clock_ms, outcome_ms=arrival.at_ms):
             return
         del state.parked[arrival.offset]
         state.late.append(arrival)
@@ -208,7 +214,7 @@ def _settle_one(state: State, arrival: Arrival) -> Verdict:
         # Room is made here and not only when a worker asks: a fold, which never asks, must park
         # what was parked.
         if len(state.parked) >= state.limits.parked_max:
-            _expire_parked(state)
+            _expire_parked(state, state.clock_ms)
         if len(state.parked) >= state.limits.parked_max:
             return Verdict("refused", "unknown_request", "too many outcomes of unknown requests")
         return Verdict("parked")

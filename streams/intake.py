@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from policy.catalog import Catalog
 from policy.chance import scramble
-from policy.outcomes import UNKNOWN, Arrival, Arrivals
+from policy.outcomes import UNKNOWN, Arrivals
 from policy.requests import Constraints, Incoming, Requests
 from policy.terms import Bools, Ints
 from streams.records import (
@@ -52,16 +52,6 @@ class Intake:
 
     catalog: Catalog
     encode: Encode | None
-
-    def request(
-        self, key: bytes | None, value: bytes | None, *, offset: int, at_ms: int,
-        known: bool = False,
-    ) -> Incoming:  # fmt: skip
-        """Return one request, or raise :class:`BadRecordError` with the reason."""
-        requests, refused = self.requests([Raw(key, value, offset, at_ms)], known=known)
-        if refused:
-            raise refused[0]
-        return requests.row(0)
 
     def requests(
         self, records: Sequence[Any], *, known: bool = False
@@ -118,6 +108,19 @@ class Intake:
             requests = requests.where(finite)
         return requests, refused
 
+    def accepted(self, records: Sequence[Any]) -> dict[int, Incoming]:
+        """Return requests that were decided once, by their offsets.
+
+        Raises
+        ------
+        BadRecordError
+            If one of them is no request.
+        """
+        requests, refused = self.requests(records, known=True)
+        for error in refused.values():
+            raise error
+        return {offset: requests.row(row) for row, offset in enumerate(requests.offsets)}
+
     def _segments(self, requests: Sequence[Request]) -> list[str]:
         known = {"all", *self.catalog.settings.segments}
         return [r.segment if r.segment in known else "other" for r in requests]
@@ -130,15 +133,6 @@ class Intake:
             for name in request.arms:
                 if name not in declared:
                     raise BadRecordError("unknown_arm", f"arm {name!r} is not in the catalog")
-
-    def outcome(
-        self, key: bytes | None, value: bytes | None, *, offset: int, at_ms: int
-    ) -> Arrival:
-        """Return one outcome, or raise :class:`BadRecordError` with the reason."""
-        arrivals, refused = self.outcomes([Raw(key, value, offset, at_ms)])
-        if refused:
-            raise refused[0]
-        return arrivals.row(0)
 
     def outcomes(self, records: Sequence[Any]) -> tuple[Arrivals, dict[int, BadRecordError]]:
         """Return the outcomes of these records, and which were refused."""

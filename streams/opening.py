@@ -71,8 +71,10 @@ class Opener:
         """
         owned = owned or self.producer
         kept, state = self._load(number, *await self._checkpoint(number))
+        decisions = Outbox(owned, topics.DECISIONS, number)
         letters = DeadLetters(
             partition=number,
+            decisions=decisions,
             outbox=Outbox(owned, topics.DEAD_LETTERS, number),
             metrics=self.metrics,
             known=await known_dead(self.reader, number),
@@ -81,7 +83,7 @@ class Opener:
         await self._fold(state, letters)
         pass_point("worker.after_fold")
         finish(state)
-        await letters.outbox.flush()
+        await letters.flush()
         logger.info("partition %s: open at %s", number, state.gate.position)
         return Partition(
             number=number,
@@ -90,13 +92,15 @@ class Opener:
             follower=self.follower,
             make_intake=lambda: self.make_intake(state.catalog),
             tables={name: table.reigning(number) for name, table in self.tables.items()},
-            decisions=Outbox(owned, topics.DECISIONS, number),
+            decisions=decisions,
             dead_letters=letters,
             statistics=Outbox(self.producer, topics.STATISTICS, 0),
             metrics=self.metrics,
             features=self.features(),
             committed_outcomes=kept.outcomes,
             lock=asyncio.Lock(),
+            # No decision to come will say an earlier time, whoever makes it.
+            read_ms=state.clock_ms,
             topic_ids=list(self.topic_ids),
             learned=kept.learned,
         )
@@ -267,15 +271,7 @@ class Opener:
         async for records in self.reader.read(
             topics.REQUESTS, number, min(wanted), max(wanted) + 1
         ):
-            for record in records:
-                if record.offset in wanted:
-                    found[record.offset] = intake.request(
-                        record.key,
-                        record.value,
-                        offset=record.offset,
-                        at_ms=record.timestamp,
-                        known=True,
-                    )
+            found |= intake.accepted([record for record in records if record.offset in wanted])
         return found
 
 

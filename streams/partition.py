@@ -54,6 +54,8 @@ class Partition:
     features: str
     committed_outcomes: int
     lock: asyncio.Lock
+    read_ms: int
+    """The time up to which the requests were read."""
     committed_requests: int | None = None
     topic_ids: list[bytes] = field(default_factory=list)
     learned: tuple[int, int] = (0, 0)
@@ -73,6 +75,7 @@ class Partition:
             async with self.lock:
                 self._refresh()
                 await self._decide_records(chunk)
+                self.read_ms = max(self.read_ms, chunk[-1].timestamp)
                 await self._refuse_overdue()
                 self._requests_next = chunk[-1].offset + 1
 
@@ -99,7 +102,7 @@ class Partition:
 
     async def _refuse_overdue(self) -> None:
         verdict = Verdict("refused", "unknown_request", "no decision came for it")
-        for arrival in overdue(self.state):
+        for arrival in overdue(self.state, read_ms=self.read_ms):
             await self._refuse_parked(arrival.offset, verdict)
 
     async def _decide_records(self, records: Sequence[Any]) -> None:
@@ -254,7 +257,7 @@ class Partition:
             pass_point("worker.before_flush")
             await self.decisions.flush()
             pass_point("worker.after_append")
-            await self.dead_letters.outbox.flush()
+            await self.dead_letters.flush()
             self._checkpoints += 1
             late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
             state = self.state

@@ -28,8 +28,11 @@ class OverlapError(Exception):
 class FencedError(Exception):
     """A newer owner of a partition has shut out the one that this worker was."""
 
-    def __init__(self, topic: str, partition: int) -> None:
-        super().__init__(f"{topic}/{partition}: another worker has taken the partition over")
+    def __init__(self, topic: str, partition: int, *, refused: int = 0) -> None:
+        super().__init__(
+            f"{topic}/{partition}: another worker has taken the partition over"
+            + (f", {refused} batches were refused" if refused else "")
+        )
 
 
 def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaProducer:
@@ -127,7 +130,8 @@ class Outbox:
         try:
             metadata = await future
         except ProducerFenced:
-            raise FencedError(self.topic, self.partition) from None
+            refused = len(self._pending) + len(self._queue)
+            raise FencedError(self.topic, self.partition, refused=refused) from None
         if self._pending and self._pending[0][0] is future:
             self._pending.popleft()
             if expected is not None and metadata.offset != expected:

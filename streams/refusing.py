@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 KNOWN_DEAD_MAX = 10_000
 """How many of the last dead letters are looked at, so that none is written twice."""
+HELD_MAX = 1_000
+"""How many dead letters wait for the decisions before them."""
 _DETAIL_MAX = 400
 
 Mark = tuple[str, int]
@@ -31,7 +33,10 @@ def mark_of(value: bytes | None) -> Mark:
 
 @dataclass(slots=True, kw_only=True)
 class DeadLetters:
-    """Writes the dead letters of a partition.
+    """Writes the dead letters of a partition, each once ``decisions`` has arrived before it.
+
+    What was decided and never arrived is decided again, perhaps otherwise, and then the record may
+    be a good one.
 
     ``known`` are the places of the letters that a former owner wrote: after a kill a record is
     read again, but its letter is there already. ``parked`` holds the marks of outcomes that wait
@@ -40,14 +45,16 @@ class DeadLetters:
 
     partition: int
     outbox: Outbox
+    decisions: Outbox
     metrics: Metrics
     known: set[tuple[str, int]]
     parked: dict[int, Mark] = field(default_factory=dict)
+    _held: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     async def refuse(
         self, topic: str, offset: int, mark: Mark, verdict: Verdict, *, at_ms: int
     ) -> None:
-        """Write the dead letter of a record of this partition, once."""
+        """Write the dead letter of a record of this partition, once; :meth:`flush` sends it."""
         if (topic, offset) in self.known:
             return
         self.metrics.dead_letters.labels(topic, verdict.reason).inc()
@@ -63,7 +70,21 @@ class DeadLetters:
             at_ms=at_ms,
         )
         key = f"{topic}/{self.partition}/{offset}".encode()
-        await self.outbox.send(key, [encode(letter)])
+        self._held.append((key, encode(letter)))
+        if len(self._held) >= HELD_MAX:
+            await self._send()
+
+    async def flush(self) -> None:
+        """Return when every dead letter is acknowledged."""
+        await self._send()
+        await self.outbox.flush()
+
+    async def _send(self) -> None:
+        await self.decisions.flush()
+        held, self._held = self._held, []
+        if held:
+            keys, values = zip(*held, strict=True)
+            await self.outbox.send(None, values, keys=keys)
 
     async def refuse_parked(self, offset: int, verdict: Verdict, *, at_ms: int) -> None:
         """Write the dead letter of an outcome that was parked."""

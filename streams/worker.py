@@ -32,6 +32,7 @@ from streams.log import LogReader
 from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
+from streams.patience import until_there
 from streams.publisher import FencedError, make_producer
 from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
+OUTCOMES_LINGER_S = 0.2
+"""Nobody waits for a settlement but requests without money: few batches leave time to decide."""
 
 
 class Worker:
@@ -77,7 +80,9 @@ class Worker:
             async for batch in batches:
                 await self.partitions[batch.partition].on_requests(batch)
 
-        @app.batch_agent(app.batch_topic(topics.OUTCOMES), name="tollway.settle")
+        outcomes = app.batch_topic(topics.OUTCOMES, linger_s=OUTCOMES_LINGER_S)
+
+        @app.batch_agent(outcomes, name="tollway.settle")
         async def settle(batches: Any) -> None:
             """Settle reservations and learn from outcomes."""
             async for batch in batches:
@@ -111,20 +116,9 @@ class Worker:
             start_http_server(
                 self._config.metrics_port, "127.0.0.1", registry=self.metrics.registry
             )
-        await self.producer.start()
-        await self.reader.start()
         try:
-            # Before anything is assigned: of a topic that has grown there is no changelog.
-            await self._check_topics()
-        except TopicRefusedError as exc:
-            self.app.fatal(exc)
-        await self.follower.start()
-        self._background = [
-            asyncio.create_task(self._or_fatal(work))
-            for work in (self.follower.run(), self.fences.keep())
-        ]
-        try:
-            await self.app.run()
+            if await self._connect():
+                await self.app.run()
         finally:
             for task in self._background:
                 task.cancel()
@@ -133,6 +127,22 @@ class Worker:
             await self.reader.stop()
             await self.producer.stop()
 
+    async def _connect(self) -> bool:
+        """Wait for Kafka and read what every worker must know; False if told to stop before."""
+        try:
+            # Before anything is assigned: of a topic that has grown there is no changelog.
+            for call in (self.producer.start, self.reader.start, self._check_topics):
+                if not await until_there(call, what="Kafka", stop=self.app.stop_requested):
+                    return False
+            await self.follower.start()
+        except (TopicRefusedError, KafkaError) as exc:
+            self.app.fatal(exc)
+        self._background = [
+            asyncio.create_task(self._or_fatal(work))
+            for work in (self.follower.run(), self.fences.keep())
+        ]
+        return True
+
     async def _checkpoint(self, partition: Partition) -> None:
         # A rebalance may take the partition away in the middle: its next owner folds.
         with suppress(PartitionNotOwnedError):
@@ -140,9 +150,10 @@ class Worker:
                 try:
                     await partition.tick()
                     await partition.checkpoint()
-                except (FencedError, ProducerClosed):
+                except (FencedError, ProducerClosed) as exc:
                     if self.partitions.get(partition.number) is partition:
                         raise
+                    logger.info("partition %s was let go: %r", partition.number, exc)
 
     async def _or_fatal(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -108,6 +108,7 @@ class Placed:
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(slots=True)
@@ -357,7 +358,8 @@ class Deployment:
         _, end = await reader.bounds(topic, partition)
         async for records in reader.read(topic, partition, self._next[place], end):
             self._seen[place] += [
-                Placed(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for r in records
+                Placed(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers)
+                for r in records
             ]
         self._next[place] = end
 

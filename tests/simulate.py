@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ class Summary:
     failed: dict[int, str] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     records: int = 0
-    overlaps: int = 0
-    displaced: int = 0
-    overspent_nanousd: int = 0
+    fenced: int = 0
     simulated_s: float = 0.0
     took_s: float = 0.0
 
@@ -46,11 +43,11 @@ class Summary:
         return not self.failed
 
 
-def run_one(seed: int, *, fenced: bool) -> dict[str, Any]:
+def run_one(seed: int) -> dict[str, Any]:
     """Return what one seed did, or under ``failed`` what it found."""
     logging.disable(logging.CRITICAL)
     try:
-        found = run_seed(seed, fenced=fenced)
+        found = run_seed(seed)
         return {**asdict(found), "faults": dict(found.faults)}
     except Exception as exc:  # noqa: BLE001
         place = traceback.extract_tb(exc.__traceback__)[-1]
@@ -58,17 +55,17 @@ def run_one(seed: int, *, fenced: bool) -> dict[str, Any]:
         return {"seed": seed, "failed": f"{type(exc).__name__} at {where}: {exc}"[:1_000]}
 
 
-def run_seeds(seeds: Iterable[int], *, jobs: int, fenced: bool = True) -> Summary:
+def run_seeds(seeds: Iterable[int], *, jobs: int) -> Summary:
     """Run seeds in so many processes."""
     begun, summary = time.monotonic(), Summary()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for found in pool.map(partial(run_one, fenced=fenced), seeds, chunksize=10):
+        for found in pool.map(run_one, seeds, chunksize=10):
             summary.seeds += 1
             if "failed" in found:
                 summary.failed[found["seed"]] = found["failed"]
                 continue
             summary.faults.update(found["faults"])
-            for name in ("records", "overlaps", "displaced", "overspent_nanousd", "simulated_s"):
+            for name in ("records", "fenced", "simulated_s"):
                 setattr(summary, name, getattr(summary, name) + found[name])
     summary.took_s = round(time.monotonic() - begun, 1)
     return summary
@@ -79,12 +76,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0-100", help="one seed, or from-to without the last")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--free", action="store_true", help="let late decisions of others land")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("-")
     seeds = range(int(first), int(last) if last else int(first) + 1)
-    summary = run_seeds(seeds, jobs=arguments.jobs, fenced=not arguments.free)
+    summary = run_seeds(seeds, jobs=arguments.jobs)
     if arguments.json:
         more = {"ok": summary.ok, "faults": summary.faults}
         print(json.dumps({**asdict(summary), **more}))
@@ -93,10 +89,8 @@ def main() -> int:
             print(f"seed {seed}: {failure}")
         print(
             f"{summary.seeds} seeds, {len(summary.failed)} failed, {summary.records} records, "
-            f"{summary.faults.total()} events, {summary.overlaps} overlaps, "
-            f"{summary.displaced} displaced decisions that overspent {summary.overspent_nanousd} "
-            f"nano-dollars, {summary.simulated_s / 3_600:.1f} simulated "
-            f"hours in {summary.took_s} s"
+            f"{summary.faults.total()} faults, {summary.fenced} workers shut out, "
+            f"{summary.simulated_s / 3_600:.1f} simulated hours in {summary.took_s} s"
         )
     return 0 if summary.ok else 1
 

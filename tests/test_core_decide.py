@@ -82,7 +82,11 @@ def test_no_interleaving_of_64_calls_in_flight_passes_a_cap(
                 id=choice.request.id, at_ms=now, input_tokens=50, output_tokens=detail,
                 usage_print=detail,
             )  # fmt: skip
-            cost = call_cost_nanousd(row.price(), input_tokens=50, output_tokens=detail)
+            cost = call_cost_nanousd(
+                Price(version=1, input=row.price_input, output=row.price_output),
+                input_tokens=50,
+                output_tokens=detail,
+            )
             # Only what was really spent past a reservation may pass a cap, and is seen.
             for index, name in enumerate(budgets.names):
                 overrun[name, budgets.window_start[index]] += max(cost - row.reserved, 0)

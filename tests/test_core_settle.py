@@ -130,17 +130,32 @@ def test_an_early_outcome_waits_for_its_decision(waited_ms: int, effects: tuple)
     assert usage(machine, 10, number=1) == "parked"
     late = NOW + waited_ms
     done = machine.decide([incoming(1, at_ms=late, offset=1)], now_ms=late)
-    assert ([v.effect for _, v in done.released], len(overdue(machine.state))) == effects
+    assert (
+        [v.effect for _, v in done.released],
+        len(overdue(machine.state, read_ms=late)),
+    ) == effects
 
 
-def test_a_parked_outcome_is_given_up_when_the_clock_has_passed_its_time() -> None:
+def test_a_parked_outcome_is_given_up_when_clock_and_requests_have_passed_its_time() -> None:
     machine = decided()
     assert usage(machine, 10, number=1) == "parked"
-    machine.settle(id=digest(0), at_ms=NOW + PARK_MS, reward=0.5)
-    assert overdue(machine.state) == []
-    machine.settle(id=digest(0), at_ms=NOW + PARK_MS + 1, reward=0.5)
-    assert [a.offset for a in overdue(machine.state)] == [0]
-    assert overdue(machine.state) == []
+    late = NOW + PARK_MS + 1
+    machine.settle(id=digest(0), at_ms=late - 1, reward=0.5)
+    assert overdue(machine.state, read_ms=late) == []
+    machine.settle(id=digest(0), at_ms=late, reward=0.5)
+    assert overdue(machine.state, read_ms=late - 1) == []
+    assert [a.offset for a in overdue(machine.state, read_ms=late)] == [0]
+    assert overdue(machine.state, read_ms=late) == []
+
+
+def test_a_parked_outcome_is_not_given_up_while_an_old_request_waits_for_money() -> None:
+    machine = decided(limit=60_000)
+    assert usage(machine, 10, number=1) == "parked"
+    machine.decide([incoming(1, at_ms=NOW, offset=1, arms=frozenset({"small"}))], now_ms=NOW)
+    assert machine.state.waiting
+    late = NOW + PARK_MS + 1
+    machine.settle(id=digest(0), at_ms=late, reward=0.5)
+    assert overdue(machine.state, read_ms=late) == []
 
 
 def test_parking_is_bounded_and_a_fold_parks_what_was_parked() -> None:
@@ -152,7 +167,7 @@ def test_parking_is_bounded_and_a_fold_parks_what_was_parked() -> None:
     # The worker has not asked for overdue ones; those two make room nevertheless.
     assert usage(machine, 1, at_ms=later, number=4) == "parked"
     machine.decide([incoming(n, at_ms=later, offset=n) for n in (3, 4)], now_ms=later)
-    overdue(machine.state)
+    overdue(machine.state, read_ms=later)
     folded = machine.recovered({}, Position())
     assert machine.content(folded) == machine.content()
     assert folded.reservations.open_count == machine.state.reservations.open_count == 1

@@ -47,6 +47,7 @@ from streams.records import (
     decode_catalog,
     encode,
 )
+from tests.single import one_outcome, one_request
 
 ROOT = Path(__file__).parent.parent
 TIMES = plan.Times()
@@ -142,22 +143,22 @@ def test_every_bad_record_is_refused_for_its_reason():
         features=[0.5] * 64,
     )  # fmt: skip
     intake = Intake(catalog, None)
-    assert intake.request(b"acme", encode(good), offset=0, at_ms=0).name == "r"
+    assert one_request(intake, encode(good)).name == "r"
     for poison in bad_requests(good):
         with pytest.raises(BadRecordError) as caught:
-            intake.request(poison.key, poison.value, offset=0, at_ms=0)
+            one_request(intake, poison.value, key=poison.key)
         assert caught.value.reason == poison.reason
     for poison in bad_outcomes(good.budget):
         with pytest.raises(BadRecordError) as caught:
-            intake.outcome(poison.key, poison.value, offset=0, at_ms=0)
+            one_outcome(intake, poison.value, key=poison.key)
         assert caught.value.reason == poison.reason
     with pytest.raises(BadRecordError) as caught:
         apply_entry(catalog, decode_catalog(bad_entry().value))
     assert caught.value.reason == bad_entry().reason
     usage = Usage(prompt_tokens=1, completion_tokens=1)
     other, claim = contradictions(good, Outcome(request_id="r", usage=usage))
-    assert intake.request(b"acme", other.value, offset=0, at_ms=0).name == "r"
-    assert intake.outcome(b"acme", claim.value, offset=0, at_ms=0).output_tokens == 2
+    assert one_request(intake, other.value).name == "r"
+    assert one_outcome(intake, claim.value).output_tokens == 2
 
 
 # -- the checker: a small run in which every law holds, and one change that breaks each

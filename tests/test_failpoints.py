@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streams import topics
@@ -22,10 +22,23 @@ from streams.embedded import KafkaServer, PostgresServer
 from streams.failpoints import ACTIONS, POINTS, FailpointError, arm, parse, pass_point
 from streams.ledger.audit import run_audit
 from streams.records import Decision, encode
-from tests.deployment import Deployment, Program, answer, budget_tree, make_request
+from tests.deployment import Deployment, Program, answer, budget_tree, make_request, policy_and_arms
+
+
+def _home(root: str) -> int:
+    return topics.home_partition(root.encode(), PARTITIONS)
+
 
 SESSION_S = 2
-ROOTS = [f"fail-{n}" for n in range(6)]
+PARTITIONS = 12
+"""So many that each of the workers and sinks that run at a time owns three or more."""
+LANES = {"worker": 3, "sink": 1}
+"""How many processes of each program run at a time; with more they would only rebalance."""
+ROOTS = [
+    next(f"fail-{n}" for n in itertools.count() if _home(f"fail-{n}") == partition)
+    for partition in range(PARTITIONS)
+]
+"""One for each partition, so that whoever owns some has work."""
 TIGHT_NANOUSD = 60_000_000
 """The limit of the first root: it runs out of money on the way."""
 
@@ -44,24 +57,10 @@ class Case:
         return f"{self.point}:{self.action}:{self.count}"
 
 
-def counts(point: str) -> tuple[int, ...]:
-    """Return at which pass a place is to fail: a release needs somebody else to come or go."""
-    return (1,) if point == "worker.before_release" else (1, 3)
-
-
 def cases(program: str) -> list[Case]:
-    """Return the cases of a program: of each place one, or with ``FAILPOINTS=all`` all of them.
-
-    One of each takes CI a minute; actions and counts take turns from place to place.
-    """
+    """Return all cases of a program: each place, at its first and third pass, in every way."""
     mine = [point for point in POINTS if point.startswith(f"{program}.")]
-    every = [
-        [Case(point, action, count) for count in counts(point) for action in ACTIONS]
-        for point in mine
-    ]
-    if os.environ.get("FAILPOINTS") == "all":
-        return [case for of_point in every for case in of_point]
-    return [of_point[number % len(of_point)] for number, of_point in enumerate(every)]
+    return [Case(*case) for case in itertools.product(mine, ACTIONS, (1, 3))]
 
 
 # -- the places themselves
@@ -94,13 +93,15 @@ class Callers:
     answered: set[str] = field(default_factory=set)
 
     async def send(self) -> None:
-        for number in itertools.count():
-            root = ROOTS[number % len(ROOTS)]
-            name = f"f-{number}"
-            request = make_request(root, name, path="/team/a" if number % 3 else "/team/b")
-            await self.rig.send(*[request] * (2 if number % 10 == 0 else 1))
-            self.sent.append(name)
-            await asyncio.sleep(0.06)
+        for begin in itertools.count(0, len(ROOTS)):
+            names = [f"f-{number}" for number in range(begin, begin + len(ROOTS))]
+            requests = [
+                make_request(root, name, path="/team/a" if place % 3 else "/team/b")
+                for place, (root, name) in enumerate(zip(ROOTS, names, strict=True))
+            ]
+            await self.rig.send(*requests, requests[begin // 7 % len(requests)])
+            self.sent += names
+            await asyncio.sleep(0.5)
 
     async def answer(self) -> None:
         while True:
@@ -111,7 +112,7 @@ class Callers:
                     root = decision.budget.partition("/")[0].encode()
                     records += self.told(name, root, decision)
             await self.rig.produce(records)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
 
     def told(self, name: str, root: bytes, decision: Decision) -> list[tuple[str, bytes, bytes]]:
         number = int(name.partition("-")[2])
@@ -128,9 +129,11 @@ def rig(_session_postgres: PostgresServer, servers_root: Path) -> Iterator[Deplo
     url = _session_postgres.create_database("failpoints")
     settings = {"TOLLWAY_SESSION_TIMEOUT_S": str(SESSION_S), "TOLLWAY_RESERVATION_TTL_S": "20"}
     result = Deployment(
-        broker.start(), url, servers_root / "failpoints", partitions=4, settings=settings
+        broker.start(), url, servers_root / "failpoints", partitions=PARTITIONS, settings=settings
     )
-    asyncio.run(result.create())
+    policy, *arms = policy_and_arms()
+    # The requests bring their features: to load what makes them of prompts takes seconds.
+    asyncio.run(result.create([msgspec.structs.replace(policy, encoder="none"), *arms]))
     asyncio.run(result.declare(
         entry for root in ROOTS
         for entry in budget_tree(
@@ -144,9 +147,9 @@ def rig(_session_postgres: PostgresServer, servers_root: Path) -> Iterator[Deplo
         broker.kill()
 
 
-async def fail_all(rig: Deployment, command: str, mine: list[Case]) -> None:
+async def fail_all(rig: Deployment, command: str, left: Iterator[Case]) -> None:
     """Run one process after the other, each until it has failed where it should."""
-    for case in mine:
+    for case in left:
         program = rig._start(command, {"TOLLWAY_FAILPOINT": case.setting})
         try:
             await fail(program, case)
@@ -158,6 +161,10 @@ async def fail_all(rig: Deployment, command: str, mine: list[Case]) -> None:
 async def fail(program: Program, case: Case) -> None:
     """Wait until the process fails, and for what it makes of it."""
     said = f"failpoint {case.point}: {case.action}"
+    if case.point == "worker.before_release":
+        # It owns partitions, and is asked to let go of them.
+        await until(lambda: "assigned partitions [" in log_of(program), f"work of {program.name}")
+        program.process.send_signal(signal.SIGTERM)
     await until(lambda: said in log_of(program) or ended(program), f"{case} in {program.name}")
     assert said in log_of(program), f"{case}: {log_of(program)[-3_000:]}"
     if case.action == "stop":
@@ -197,12 +204,11 @@ async def test_the_laws_hold_wherever_a_process_fails(rig: Deployment) -> None:
     callers = Callers(rig)
     load = [asyncio.create_task(callers.send()), asyncio.create_task(callers.answer())]
     try:
-        workers = cases("worker")
-        await asyncio.gather(
-            fail_all(rig, "worker", workers[::2]),
-            fail_all(rig, "worker", workers[1::2]),
-            fail_all(rig, "sink", cases("sink")),
-        )
+        lanes = []
+        for program, count in LANES.items():
+            left = iter(cases(program))
+            lanes += [fail_all(rig, program, left) for _ in range(count)]
+        await asyncio.gather(*lanes)
         load[0].cancel()
         rig.start_worker()
         rig.start_sink()

@@ -211,17 +211,18 @@ async def test_an_overtaken_partition_ends_in_an_error_and_nothing_of_it_is_appe
             async with owner(kafka, 0) as second:
                 new = await opening.open(0, second.producer)
                 assert new.state.gate.position.decisions == start + 4
-                late = ((requests[2:4], old.decisions), (requests[6:], old.dead_letters.outbox))
-                for records, outbox in late:
-                    topic = outbox.topic
+                late = (
+                    (requests[6:], topics.DEAD_LETTERS, old.dead_letters.flush),
+                    (requests[2:4], topics.DECISIONS, old.decisions.flush),
+                )
+                for records, topic, flush in late:
                     before = await reader.bounds(topic, 0)
                     await old.on_requests(records)
                     with pytest.raises(FencedError, match=f"{topic}/0"):
-                        await outbox.flush()
+                        await flush()
                     assert await reader.bounds(topic, 0) == before
                 await new.on_requests(requests)
-                await new.decisions.flush()
-                await new.dead_letters.outbox.flush()
+                await new.dead_letters.flush()
         placed = {
             decode(Decision, value).request_id: offset
             for offset, value in await held(reader, DECISIONS, 0)

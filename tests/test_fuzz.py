@@ -49,6 +49,7 @@ from streams.records import (
 )
 from streams.replay import data
 from tests.core_machine import Machine, catalog, digest, incoming
+from tests.single import one_outcome, one_request
 
 INT8 = (-(2**63), 2**63 - 1)
 FUZZ = settings(
@@ -158,14 +159,14 @@ for _entry in ENTRIES:
 @given(value=mutated(VALID[Request]), key=st.sampled_from([b"acme", b"", b"\xff", None]))
 def test_requests_at_the_intake(value: bytes, key: bytes | None) -> None:
     intake = Intake(CATALOG, None)
-    attempt(lambda: intake.request(key, value, offset=1, at_ms=1), BadRecordError)
+    attempt(lambda: one_request(intake, value, key=key), BadRecordError)
 
 
 @FUZZ
 @given(value=mutated(VALID[Outcome]), key=st.sampled_from([b"acme", b"", b"\xff", None]))
 def test_outcomes_at_the_intake(value: bytes, key: bytes | None) -> None:
     intake = Intake(CATALOG, None)
-    attempt(lambda: intake.outcome(key, value, offset=1, at_ms=1), BadRecordError)
+    attempt(lambda: one_outcome(intake, value, key=key), BadRecordError)
 
 
 @FUZZ

@@ -26,6 +26,7 @@ from streams.records import (
     decode,
     decode_catalog,
 )
+from tests.single import one_outcome, one_request
 
 CATALOG = (
     Catalog(settings=Settings(dimensions=3))
@@ -41,7 +42,7 @@ def raw(**fields: Any) -> bytes:
 
 def take(value: bytes | None, *, key: bytes | None = b"acme", **more: Any) -> Incoming:
     intake = Intake(CATALOG, more.pop("encode", None))
-    return intake.request(key, value, offset=5, at_ms=7, **more)
+    return one_request(intake, value, key=key, offset=5, at_ms=7, **more)
 
 
 def test_a_request_is_read_with_the_constant_as_its_last_feature() -> None:
@@ -135,8 +136,8 @@ json_values = st.recursive(
 def test_no_bytes_raise_anything_but_a_reason(data: bytes) -> None:
     intake = Intake(CATALOG, None)
     for read in (
-        lambda: intake.request(b"acme", data, offset=0, at_ms=0),
-        lambda: intake.outcome(b"acme", data, offset=0, at_ms=0),
+        lambda: one_request(intake, data),
+        lambda: one_outcome(intake, data),
         lambda: decode_catalog(data),
         lambda: decode(Decision, data),
     ):
@@ -159,8 +160,7 @@ def test_a_segment_that_the_catalog_does_not_name_counts_under_other() -> None:
     named = replace(CATALOG, settings=replace(CATALOG.settings, segments=("extraction",)))
     intake = Intake(named, None)
     taken = [
-        intake.request(b"acme", raw(features=[0.0] * named.settings.dimensions, **more),
-                       offset=5, at_ms=7).segment
+        one_request(intake, raw(features=[0.0] * named.settings.dimensions, **more)).segment
         for more in ({"segment": "extraction"}, {"segment": "x" * 90}, {})
     ]  # fmt: skip
     assert taken == ["extraction", "other", "all"]

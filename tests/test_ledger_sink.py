@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ from streams.ledger.chain import Link
 from streams.ledger.database import connection_string
 from streams.ledger.errors import LedgerGapError, LedgerTopicsError
 from streams.ledger.heads import read_heads, sign
+from streams.ledger.member import Sink
 from streams.ledger.sink import run_sink
 from streams.ledger.unit import Counts
 from streams.ledger.verify import Report, verify
@@ -413,6 +415,36 @@ async def test_the_sink_outlives_a_crash_of_postgres(
         await asyncio.to_thread(postgres_server.start)
         await deployment.until(NEXT, 604)
     assert (await deployment.verify()).findings == []
+
+
+async def test_a_sink_that_starts_while_the_database_is_away_waits_for_it(
+    kafka: str, postgres_server: PostgresServer, topic_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres_server.create_database(topic_prefix.lower().replace("-", "_")[-40:])
+    deployment = Deployment(kafka=kafka, url=url, name=topic_prefix)
+    migrate.upgrade(url)
+    await deployment.create()
+    await deployment.send(0, decision("r1"))
+    await asyncio.to_thread(postgres_server.stop, "immediate")
+    waits = "Postgres is away, trying again in"
+    async with deployment.sink():
+        await wait_for(lambda: caplog.text.count(waits) >= 2)
+    caplog.clear()
+    async with deployment.sink():
+        await wait_for(lambda: waits in caplog.text)
+        await asyncio.to_thread(postgres_server.start)
+        await deployment.until(NEXT, 1)
+
+
+async def test_what_was_read_of_a_partition_that_is_gone_does_not_end_the_sink() -> None:
+    kept, gone = TopicPartition("d", 0), TopicPartition("d", 1)
+    consumer = AIOKafkaConsumer()
+    consumer.assign([kept])
+    sink = Sink(consumer, None, decisions="d", outcomes="o", accept_gaps=False)  # type: ignore[arg-type]
+    consumer._subscription.subscription.assignment.state_value(kept).highwater = 7
+    # As it is between the revocation and the end of the step that is under way.
+    sink._inboxes = {0: SimpleNamespace(nexts={kept: 5}), 1: SimpleNamespace(nexts={gone: 5})}
+    assert sink._waiting() == 2
 
 
 async def test_deleted_records_halt_their_partition_and_no_other(deployment: Deployment) -> None:

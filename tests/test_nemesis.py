@@ -1,11 +1,9 @@
-"""The nemesis for eight minutes, and its checker: each kind of violation is found."""
+"""The nemesis' checker finds each kind of violation, and its faults come from the seed."""
 
 from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,27 +27,8 @@ from tests.nemesis_parts.oracle import OracleLog, Sent, read_log
 from tests.nemesis_parts.plan import CALM, RATES, draw
 from tests.nemesis_parts.world import PARTITIONS, Root, World
 
-SECONDS, SEED = 480, 5
 ROOT = "acme"
 HOME = home_partition(ROOT.encode(), PARTITIONS)
-
-
-@pytest.mark.nemesis
-@pytest.mark.slow
-@pytest.mark.kafka
-@pytest.mark.postgres
-def test_every_law_holds_whatever_breaks():
-    program = Path(__file__).with_name("nemesis.py")
-    command = [sys.executable, str(program), "--seconds", str(SECONDS), "--seed", str(SEED)]
-    done = subprocess.run(
-        [*command, "--json"], capture_output=True, text=True, check=False, timeout=1_800
-    )
-    assert done.stdout, f"seed {SEED}: it fell\n{done.stderr[-6_000:]}"
-    found = json.loads(done.stdout)
-    assert found["ok"], f"seed {SEED}: {json.dumps(found, indent=1)}\n{done.stderr[-2_000:]}"
-    assert (found["lost"], found["doubled"], found["overspent_nanousd"]) == (0, 0, 0)
-    assert found["faults"]["total"] >= 200
-    assert done.returncode == 0
 
 
 @dataclass
@@ -166,6 +145,18 @@ def _outcome_refused(scene: Scene) -> None:
     scene.evidence.letters[record.place].append(_letter(record, "unknown_request"))
 
 
+def _decided_twice(scene: Scene) -> None:
+    later = copy.deepcopy(scene.decision)
+    later.offset = 1
+    scene.evidence.decisions.append(later)
+    scene.evidence.ends[DECISIONS, HOME] = scene.ledger.nexts[DECISIONS, HOME] = 2
+
+
+def _overtaken(scene: Scene) -> None:
+    scene.decision.offset = 3
+    scene.ledger.places[scene.identity] = (HOME, 3)
+
+
 def _over_limit(scene: Scene) -> None:
     scene.decision.reserved_nanousd = 1_001
     scene.decision.budgets[0][3] = 1_001
@@ -224,6 +215,8 @@ def _broken(verdict: Verdict) -> bool:
         pytest.param(_two_letters, _doubled, id="two-dead-letters"),
         pytest.param(_good_refused, _lost, id="a-copy-refused"),
         pytest.param(_outcome_refused, _lost, id="an-outcome-refused"),
+        pytest.param(_decided_twice, _doubled, id="decided-twice"),
+        pytest.param(_overtaken, _broken, id="not-where-it-was-foretold-to-lie"),
         pytest.param(_over_limit, _overspent, id="over-the-limit-by-one"),
         pytest.param(_other_position, _broken, id="a-position-that-the-topics-deny"),
         pytest.param(_settled_twice, _doubled, id="settled-twice"),
@@ -239,27 +232,6 @@ def test_the_checker_finds(change: Callable[[Scene], None], found: Callable[[Ver
     verdict = scene.verdict()
     assert verdict.broken, verdict
     assert found(verdict), verdict
-
-
-def test_a_later_copy_of_a_decision_is_no_violation():
-    scene = make_scene()
-    later = copy.deepcopy(scene.decision)
-    later.offset, later.arm = 1, "large"
-    scene.evidence.decisions.append(later)
-    scene.evidence.ends[DECISIONS, HOME] = scene.ledger.nexts[DECISIONS, HOME] = 2
-    verdict = scene.verdict()
-    assert (verdict.findings, verdict.copies) == ([], 1)
-
-
-def test_a_decision_that_was_overtaken_need_not_know_but_counts():
-    scene = make_scene()
-    scene.decision.offset = 3
-    scene.decision.budgets[0][4] = 1
-    scene.ledger.places[scene.identity] = (HOME, 3)
-    verdict = scene.verdict()
-    assert (verdict.findings, verdict.overtaken) == ([], 1)
-    _over_limit(scene)
-    assert scene.verdict().overspent_nanousd == 1
 
 
 def test_the_log_keeps_what_was_sent_and_what_was_said_of_it(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 from streams.records import Decision, Seen, encode
 from streams.replay_log.compare import differs
 from streams.replay_log.histories import Kept
-from streams.replay_log.rounds import Assembler, Placed
+from streams.replay_log.rounds import Placed, rounds_of
 
 
 @pytest.mark.parametrize(
@@ -41,35 +41,31 @@ def placed(offset: int, first: int, request: int) -> Placed:
     return Placed(offset, record, decision)
 
 
-def test_decisions_of_one_call_are_put_together_wherever_they_lie() -> None:
-    # At 3 another worker writes, which had read only up to 1, and decides request 12 too.
-    log = [placed(0, 0, 10), placed(1, 1, 11), placed(2, 1, 12), placed(3, 2, 12),
-           placed(4, 1, 13), placed(5, 5, 14), placed(6, 5, 12)]  # fmt: skip
-    assembler = Assembler()
-    for item in log:
-        assembler.add(item)
-    segments = list(assembler.take_whole(7))
-    assert [[item.offset for item in s.items] for s in segments] == [[0], [1, 2], [3], [4], [5, 6]]
-    rounds = [s.round for s in segments]
-    assert rounds[1] is rounds[3]
-    assert [r.in_place for r in rounds] == [True, False, False, False, True]
+def test_decisions_of_one_call_are_put_together() -> None:
+    # An owner's marker lies at 3; a round that a kill has torn, at 5, was decided on in full.
+    log = [placed(0, 0, 10), placed(1, 1, 11), placed(2, 1, 12), placed(4, 4, 13),
+           placed(5, 5, 14), placed(6, 6, 15), placed(7, 6, 16)]  # fmt: skip
+    for cut in range(len(log) + 1):
+        *whole, last = rounds_of(log[:cut]) if cut else [None]
+        rounds = [*whole, *rounds_of(log[cut:], last)]
+        offsets = [[item.offset for item in r.items] for r in rounds if r]
+        assert offsets == [[0], [1, 2], [4], [5], [6, 7]]
+        assert all(r.in_place for r in rounds if r)
 
 
-def test_a_round_waits_until_it_must_be_whole() -> None:
-    assembler = Assembler()
-    for item in (placed(0, 0, 10), placed(1, 0, 11), placed(2, 2, 12)):
-        assembler.add(item)
-    assert [len(s.items) for s in assembler.take_whole(2)] == [2]
-    assert [len(s.items) for s in assembler.take_whole(3)] == [1]
-
-
-def test_the_same_request_in_the_same_place_is_another_round() -> None:
-    assembler = Assembler()
-    for item in (placed(0, 0, 10), placed(1, 0, 10)):
-        assembler.add(item)
-    first, second = assembler.take_whole(2)
-    assert first.round.in_place
-    assert not second.round.in_place
+@pytest.mark.parametrize(
+    ("log", "in_place"),
+    [
+        pytest.param([(0, 0, 10), (1, 9, 11), (2, 0, 12)], [True, False, False], id="one-changed"),
+        pytest.param([(0, 0, 10), (1, 0, 10)], [True, False], id="a-request-twice"),
+        pytest.param([(0, 3, 10), (1, 3, 11)], [False], id="all-displaced"),
+        pytest.param([(0, 0, 10), (2, 0, 11)], [False], id="a-gap"),
+    ],
+)
+def test_what_does_not_lie_where_it_says_is_told(
+    log: list[tuple[int, int, int]], in_place: list[bool]
+) -> None:
+    assert [r.in_place for r in rounds_of(placed(*at) for at in log)] == in_place
 
 
 def changed(item: Placed, **fields: Any) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from tests.simulate import run_seeds
 from tests.simulation.run import run_seed
 
-SEEDS = 300
+SEEDS = 1_000
 
 
 @pytest.mark.slow
@@ -22,23 +22,10 @@ def test_every_seed_keeps_the_laws() -> None:
         min(summary.faults[fault] for fault in ("kill", "stop", "rebalance_now", "jump"))
         > SEEDS // 2
     )
+    assert summary.fenced > SEEDS // 10
     assert summary.records > 100 * SEEDS
 
 
 @pytest.mark.parametrize("seed", [7, 41])
 def test_a_seed_gives_the_same_records_again(seed: int) -> None:
     assert run_seed(seed).digest == run_seed(seed).digest
-
-
-@pytest.mark.xfail(strict=True, reason="a decision counts wherever it lies; see the docstring")
-def test_late_decisions_of_replaced_workers_do_no_harm() -> None:
-    """What a worker decided before it was replaced may land after its successor has begun.
-
-    It counts for every request that the successor has not decided yet, although neither knew of
-    the other's decisions: caps may be passed, and the successor writes pages that miss it. It does
-    no harm once a decision counts only where its writer had foretold that it lies, and whoever
-    takes a partition over first takes a place in the decisions, so that late ones are displaced.
-    """
-    summary = run_seeds(range(20), jobs=1, fenced=False)
-    assert summary.ok, summary.failed
-    assert summary.displaced == summary.overspent_nanousd == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -135,7 +136,12 @@ async def _tail(kafka: str, topic: str, number: int | None, *, first: bool, as_j
             show(await reader.some(topic, number, first=first))
             return
         positions = await reader.positions([topic], first=first)
+        # The client may lose the cancellation that Ctrl-C would be.
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
         async for records in reader.follow(positions):
             show(records)
+            if stop.is_set():
+                return
     finally:
         await reader.stop()

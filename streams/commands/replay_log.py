@@ -87,8 +87,6 @@ def _lines(part: PartitionReport) -> list[str]:
         f"partition {part.partition}: decisions {part.begin}..{part.end}, "
         f"{part.compared} compared, {part.equal} equal, {different} different"
     ]
-    if part.overlapping:
-        lines.append(f"  {part.overlapping} by a worker that another one had replaced")
     lines += [f"  {count} not compared: {reason}" for reason, count in part.unknown.items()]
     for found in part.differences[:SHOWN_MAX]:
         lines.append(f"  offset {found.offset}, request {found.request_id or '?'}: {found.reason}")

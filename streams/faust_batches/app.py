@@ -67,8 +67,8 @@ class BatchApp(faust.App):
     broker : str
         ``kafka://host:port``.
     queued_batches_max : int
-        Batches of one partition that may wait for their agent; at that number the partition
-        is paused.
+        Batches of one partition that may be unfinished; at that number the partition is
+        paused. Behind a small one none is fetched ahead.
     release_timeout_s : float
         How long an agent may take to finish its batch when partitions are revoked. Keep it,
         and what the hooks need, below ``broker_rebalance_timeout``.
@@ -86,7 +86,8 @@ class BatchApp(faust.App):
         **settings: Any,
     ) -> None:
         self.batch_topics: set[str] = set()
-        self._stop_requested = asyncio.Event()
+        self.linger_s: dict[str, float] = {}
+        self.stop_requested = asyncio.Event()
         self._releasing = asyncio.Lock()
         self.queued_batches_max = queued_batches_max
         self.release_timeout_s = release_timeout_s
@@ -101,9 +102,14 @@ class BatchApp(faust.App):
 
     # -- declaring
 
-    def batch_topic(self, name: str) -> Any:
-        """Return the topic, delivered in record batches. It must exist on the broker."""
+    def batch_topic(self, name: str, *, linger_s: float = 0.0) -> Any:
+        """Return the topic, delivered in record batches. It must exist on the broker.
+
+        After a small batch of a partition the next one comes ``linger_s`` later at the earliest,
+        and holds what came meanwhile: few batches cost less than many.
+        """
         self.batch_topics.add(name)
+        self.linger_s[name] = linger_s
         return self.topic(name, schema=BatchSchema())
 
     def batch_agent(self, topic: Any, *, name: str) -> Callable[[AgentBody], Any]:
@@ -148,7 +154,7 @@ class BatchApp(faust.App):
     async def run(self) -> None:
         """Start, and work until :meth:`request_stop`; a crash of any part is fatal."""
         starting = asyncio.ensure_future(self.start())
-        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        stopping = asyncio.ensure_future(self.stop_requested.wait())
         try:
             # Starting ends when the first partitions are restored, which may take long.
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,7 +170,7 @@ class BatchApp(faust.App):
 
     def request_stop(self) -> None:
         """Let :meth:`run` release all partitions and return; for a signal handler."""
-        self._stop_requested.set()
+        self.stop_requested.set()
 
     def fatal(self, exc: BaseException) -> NoReturn:
         """Log the exception and end the process at once, with nothing acknowledged.

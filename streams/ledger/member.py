@@ -120,8 +120,12 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _waiting(self) -> int:
         """Return how many records the broker is known to have that were not read yet."""
+        # A rebalance may have taken partitions away that are still in hand.
+        assigned = self._consumer.assignment()
         wanted = [place for inbox in self._inboxes.values() for place in inbox.nexts.items()]
-        return sum(max((self._consumer.highwater(tp) or 0) - at, 0) for tp, at in wanted)
+        return sum(
+            max((self._consumer.highwater(tp) or 0) - at, 0) for tp, at in wanted if tp in assigned
+        )
 
     @property
     def _failing(self) -> bool:

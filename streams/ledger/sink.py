@@ -15,16 +15,18 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from sqlalchemy.exc import DBAPIError
 
 from streams.ledger import migrate
 from streams.ledger.catalog import follow_catalog
-from streams.ledger.database import connect_sink
+from streams.ledger.database import connect_sink, is_transient
 from streams.ledger.errors import LedgerTopicsError
 from streams.ledger.heads import HeadPublisher
 from streams.ledger.member import STOP_S, Sink
 from streams.ledger.threads import run_in_thread
 from streams.ledger.unit import Counts
 from streams.ledger.writer import Connection, LedgerWriter
+from streams.patience import until_there
 from streams.topics import CATALOG, DECISIONS, LEDGER_HEADS, OUTCOMES
 
 
@@ -46,6 +48,8 @@ async def run_sink(
 ) -> Counts:
     """Book what arrives until ``stop`` is set; then finish the batch in hand and leave the group.
 
+    Waits for database and Kafka if they are away.
+
     Several may run, in one process or many; partitions are shared out. ``counts`` is kept up to
     date while it runs. ``accept_gaps`` goes on where records are gone for good, and counts them.
     With a ``heads_key`` the heads of the ledger's chains are signed and published.
@@ -58,8 +62,9 @@ async def run_sink(
         At the end, if a partition stood still: records are gone from its topics, or the ledger
         holds rows that no sink has booked.
     """
-    await run_in_thread(partial(migrate.require_head, database_url))
-    await _check_topics(kafka, decisions, outcomes, heads if heads_key else None)
+    schema = partial(run_in_thread, partial(migrate.require_head, database_url))
+    if not await until_there(schema, what="Postgres", stop=stop, is_away=_is_database_away):
+        return counts or Counts()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka,
         group_id=group,
@@ -88,11 +93,12 @@ async def run_sink(
     follower: asyncio.Task[None] | None = None
     stopped = asyncio.create_task(stop.wait())
     try:
-        await consumer.start()
-        if publisher is not None:
-            await publisher.start()
-        sink.join()
-        if catalog is not None:
+        topics = partial(_check_topics, kafka, decisions, outcomes, heads if publisher else None)
+        for call in (topics, consumer.start, *([publisher.start] if publisher else [])):
+            await until_there(call, what="Kafka", stop=stop)
+        if not stop.is_set():
+            sink.join()
+        if catalog is not None and not stop.is_set():
             follower = asyncio.create_task(follow_catalog(kafka, database_url, catalog))
         while not stop.is_set():
             await _either(asyncio.create_task(sink.step()), stopped)
@@ -116,10 +122,15 @@ async def run_sink(
     return writer.counts
 
 
+def _is_database_away(error: Exception) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, Exception) and is_transient(cause)
+
+
 async def _check_topics(kafka: str, decisions: str, outcomes: str, heads: str | None) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
     try:
+        await admin.start()
         found = await admin.describe_topics([decisions, outcomes, *([heads] if heads else [])])
     finally:
         await admin.close()

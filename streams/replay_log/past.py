@@ -10,7 +10,6 @@ from policy.decide import Decided
 from policy.digest import state_digest
 from policy.recover import RoundSeen, decide_again, fold_decisions
 from policy.registry import make_policy
-from policy.requests import Incoming
 from policy.settle import overdue
 from policy.state import Limits, State
 from streams import topics
@@ -76,7 +75,7 @@ class Past:
         waiting = head.waiting or Waiting(before=0, fresh=0, tried=[])
         records = await self._requests.at([*round_.requests, *waiting.tried])
         intake = self._source.make_intake(state.catalog)
-        ranked = [_incoming(intake, records[offset]) for offset in sorted(records)]
+        ranked = [*intake.accepted([records[offset] for offset in sorted(records)]).values()]
         lives = [item.decision for item in round_.items if item.decision and item.decision.arm]
         if lives:
             ttl_ms = lives[0].expires_ms - lives[0].decided_ms
@@ -93,7 +92,8 @@ class Past:
                 fresh_from=waiting.fresh,
             ),
         )
-        overdue(state)
+        # Whatever comes next was decided later than this.
+        overdue(state, read_ms=state.clock_ms)
         self._check_whole(round_, decided)
         values = decision_records(
             decided,
@@ -133,8 +133,7 @@ class Past:
             state = await self._before_decision(head.offsets.outcomes, head.offsets.catalog,
                                                 head.offsets.statistics)  # fmt: skip
             records = await self._requests.at([d.offsets.request for _, d in batch])
-            intake = self._source.make_intake(state.catalog)
-            requests = {offset: _incoming(intake, record) for offset, record in records.items()}
+            requests = self._source.make_intake(state.catalog).accepted([*records.values()])
             fold_decisions(state, folded_decisions(batch, requests))
         if self._state is not None:
             self._state.gate.advance("decisions", items[-1].offset + 1)
@@ -187,13 +186,3 @@ class Past:
             state.gate.advance("decisions", ends[0])
             await self._settle(state, ends[1])
         return tuple(state.gate.position), state_digest(state)
-
-
-def _incoming(intake: Intake, record: object) -> Incoming:
-    return intake.request(
-        record.key,  # type: ignore[attr-defined]
-        record.value,  # type: ignore[attr-defined]
-        offset=record.offset,  # type: ignore[attr-defined]
-        at_ms=record.timestamp,  # type: ignore[attr-defined]
-        known=True,
-    )

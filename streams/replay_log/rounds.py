@@ -1,18 +1,14 @@
-"""Puts the decisions of one call together again, wherever in the log they came to lie."""
+"""Puts the decisions of one call together again; an owner writes them one behind the other."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from streams import topics
 from streams.log import LogReader
 from streams.records import BadRecordError, Decision, decode
-
-SPREAD_MAX = 4_096
-"""How far from each other two decisions of one call may lie."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,10 +22,9 @@ class Placed:
 
 @dataclass(slots=True, eq=False)
 class Round:
-    """The decisions of one call of ``decide``.
+    """Neighbours in the log that say that one call of ``decide`` made them.
 
-    ``first`` is the offset at which the worker meant to write them, -1 if they do not say so. They
-    are ``in_place`` if they lie there. Otherwise another worker was writing to the partition too.
+    ``first`` is the offset at which the worker meant to write them, -1 if they do not say so.
     """
 
     first: int
@@ -50,63 +45,50 @@ class Round:
         assert decision is not None
         return decision
 
-
-@dataclass(slots=True, eq=False)
-class Segment:
-    """Decisions of one round that lie next to each other; a round not in place may have several."""
-
-    round: Round
-    items: list[Placed]
-
-
-class Assembler:
-    """Takes the records of the log in order, and knows the rounds that they make."""
-
-    def __init__(self) -> None:
-        self.segments: deque[Segment] = deque()
-        self._rounds: dict[int, Round] = {}
+    def goes_on_with(self, item: Placed) -> bool:
+        """Return whether the next record of the log belongs to the round."""
+        decision = item.decision
+        return (
+            decision is not None
+            and decision.offsets.decisions == self.first >= 0
+            and decision.offsets.request not in self.requests
+        )
 
     def add(self, item: Placed) -> None:
         """Take the next record."""
-        decision = item.decision
-        if decision is None or decision.offsets.decisions < 0:
-            self.segments.append(Segment(Round(-1, [item]), [item]))
-            return
-        first, request = decision.offsets.decisions, decision.offsets.request
-        found = self._rounds.get(first)
-        # Two workers may have meant to write at the same place, and the same request.
-        if found is None or request in found.requests:
-            found = self._rounds[first] = Round(first)
-        found.items.append(item)
-        found.requests.add(request)
-        if self.segments and self.segments[-1].round is found:
-            self.segments[-1].items.append(item)
-        else:
-            self.segments.append(Segment(found, [item]))
-
-    def take_whole(self, below: int) -> Iterator[Segment]:
-        """Yield segments from the front, as long as all of their rounds end before ``below``."""
-        while self.segments and self.segments[0].round.items[-1].offset < below:
-            yield self.segments.popleft()
-        self._rounds = {k: r for k, r in self._rounds.items() if r.items[-1].offset >= below}
+        self.items.append(item)
+        if item.decision is not None:
+            self.requests.add(item.decision.offsets.request)
 
 
-async def read_segments(reader: LogReader, partition: int, end: int) -> AsyncIterator[Segment]:
-    """Yield the segments of a partition from its begin on; rounds that begin below ``end``."""
-    _, last = await reader.bounds(topics.DECISIONS, partition)
-    assembler = Assembler()
-    async for records in reader.read(topics.DECISIONS, partition, 0, last):
-        for record in records:
-            assembler.add(Placed(record.offset, record, _decision(record.value)))
-        # A round is known to be whole once the log has gone on far enough beyond it.
-        for segment in assembler.take_whole(records[-1].offset - SPREAD_MAX):
-            if segment.items[0].offset >= end:
+def rounds_of(items: Iterable[Placed], last: Round | None = None) -> Iterator[Round]:
+    """Yield the rounds of these records, which follow on ``last``; that of the final one, too.
+
+    Each is whole, but for the last one of all.
+    """
+    for item in items:
+        if last is None or not last.goes_on_with(item):
+            if last is not None:
+                yield last
+            last = Round(-1 if item.decision is None else item.decision.offsets.decisions)
+        last.add(item)
+    if last is not None:
+        yield last
+
+
+async def read_rounds(reader: LogReader, partition: int, end: int) -> AsyncIterator[Round]:
+    """Yield the rounds of a partition that begin below ``end``, from the first on."""
+    _, log_end = await reader.bounds(topics.DECISIONS, partition)
+    last: Round | None = None
+    async for records in reader.read(topics.DECISIONS, partition, 0, log_end):
+        items = [Placed(r.offset, r, _decision(r.value)) for r in records]
+        *whole, last = rounds_of(items, last)
+        for round_ in whole:
+            if round_.items[0].offset >= end:
                 return
-            yield segment
-    for segment in assembler.take_whole(last):
-        if segment.items[0].offset >= end:
-            return
-        yield segment
+            yield round_
+    if last is not None and last.items[0].offset < end:
+        yield last
 
 
 def _decision(value: bytes | None) -> Decision | None:

@@ -16,7 +16,9 @@ from streams.replay_log.compare import Difference
 from streams.replay_log.histories import Histories
 from streams.replay_log.past import DivergedError, Source, StoppedError
 from streams.replay_log.replayer import Replayer
-from streams.replay_log.rounds import SPREAD_MAX
+
+_CURVE_REACH = 4_096
+"""No decision reads a spend curve that was made so many decisions before its round began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,6 @@ class PartitionReport:
     end: int
     compared: int = 0
     equal: int = 0
-    overlapping: int = 0
     unknown: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     stopped: str = ""
@@ -73,8 +74,7 @@ class Report:
             found["differences"] = found["differences"][:differences_max]
             parts.append(found)
         totals = {
-            name: sum(part[name] for part in parts)
-            for name in ("compared", "equal", "different", "overlapping")
+            name: sum(part[name] for part in parts) for name in ("compared", "equal", "different")
         }
         ok = self.complete and not self.differs
         return {"ok": ok, "complete": self.complete, **totals, "partitions": parts}
@@ -139,7 +139,7 @@ async def _replay(source: Source, number: int, begin: Bound, end: Bound) -> Part
     if replayer is not None:
         tally = replayer.tally
         report.compared, report.equal = tally.compared, tally.equal
-        report.overlapping, report.unknown = tally.overlapping, tally.unknown
+        report.unknown = tally.unknown
         report.differences = [*tally.differences, *report.differences]
     return report
 
@@ -164,7 +164,7 @@ async def _make_from(reader: LogReader, number: int, start: int, until: int) -> 
     """Return where to begin to decide: where the spend curve was made that the first ones read."""
     least = start
     async for records in reader.read(
-        topics.DECISIONS, number, start, min(start + SPREAD_MAX, until)
+        topics.DECISIONS, number, start, min(start + _CURVE_REACH, until)
     ):
         for record in records:
             try:

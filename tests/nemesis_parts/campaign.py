@@ -19,7 +19,7 @@ from streams.ledger.audit import run_audit
 from streams.ledger.verify import verify
 from streams.topics import DECISIONS, OUTCOMES
 from tests.nemesis_parts.checker import Verdict, check_records
-from tests.nemesis_parts.cluster import Cluster
+from tests.nemesis_parts.cluster import RESTART, Cluster
 from tests.nemesis_parts.content import Content
 from tests.nemesis_parts.evidence import Evidence, Ledger, read_ledger, read_topics
 from tests.nemesis_parts.faults import Nemesis
@@ -118,6 +118,10 @@ async def _run(
         if stuck:
             verdict.find(f"stuck: {stuck}", lost=1)
         await _check_audits(verdict, cluster)
+        for kind in ("worker", "sink"):
+            for code, count in cluster.exits(kind).items():
+                if int(code) not in RESTART:
+                    verdict.find(f"{count} times a {kind} ended with code {code}")
         return make_result(seed, seconds, verdict, evidence, ledger, nemesis, cluster)
     finally:
         await cluster.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.topics import OUTCOMES, REQUESTS, home_partition
+from streams.topics import DECISIONS, OUTCOMES, REQUESTS, home_partition
 from tests.nemesis_parts.evidence import Decided, Evidence, Record
 from tests.nemesis_parts.oracle import Place, Sent
 from tests.nemesis_parts.world import PARTITIONS
@@ -27,10 +27,6 @@ class Verdict:
     doubled: int = 0
     overspent_nanousd: int = 0
     broken: int = 0
-    copies: int = 0
-    copies_otherwise: int = 0
-    letter_copies: int = 0
-    overtaken: int = 0
     findings: list[str] = field(default_factory=list)
 
     def find(self, finding: str, *, lost: int = 0, doubled: int = 0) -> None:
@@ -129,7 +125,7 @@ def _check_decisions(
     verdict: Verdict, evidence: Evidence, effective: dict[str, Decided],
     wanted: dict[str, tuple[Record, dict[str, Any]]],
 ) -> None:  # fmt: skip
-    """Each request has one decision in effect; what comes after it is a copy."""
+    """Each request has one decision, and each decision lies where its writer had foretold."""
     for identity, (record, fields) in wanted.items():
         decided = effective.get(identity)
         if decided is None:
@@ -142,15 +138,17 @@ def _check_decisions(
             verdict.find(f"{identity}: neither an arm nor a rejection, or both")
     for identity in effective.keys() - wanted.keys():
         verdict.find(f"{effective[identity].request_id}: decided, but nobody sent it", doubled=1)
+    written: Counter[tuple[int, ...]] = Counter()
     for decided in evidence.decisions:
-        counts = effective[decided.decision_id]
+        place = f"{DECISIONS}/{decided.partition}/{decided.offset}"
+        foretold = decided.offsets.decisions + written[decided.call]
+        written[decided.call] += 1
+        if decided.offset != foretold:
+            verdict.find(f"{place}: meant for {foretold}: another worker wrote what is before it")
+        if effective[decided.decision_id] is not decided:
+            verdict.find(f"{place}: {decided.request_id} was decided before", doubled=1)
         if home_partition(decided.root.encode(), PARTITIONS) != decided.partition:
             verdict.find(f"{decided.decision_id}: decided in partition {decided.partition}")
-        if decided is not counts:
-            verdict.copies += 1
-            verdict.copies_otherwise += (decided.arm, decided.reserved_nanousd) != (
-                counts.arm, counts.reserved_nanousd,
-            )  # fmt: skip
 
 
 def _expect_outcomes(
@@ -235,7 +233,6 @@ def _check_letters(verdict: Verdict, evidence: Evidence, expected: Expected) -> 
         elif letters[0].sha256 != digests[place]:
             verdict.find(f"{place}: its dead letter names other content")
     for place, letters in evidence.letters.items():
-        verdict.letter_copies += len(letters) - 1
         if len(letters) > 1:
             reasons = [letter.reason for letter in letters]
             verdict.find(f"{place}: {len(letters)} dead letters, {reasons}", doubled=1)

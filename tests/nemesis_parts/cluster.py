@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -29,7 +30,8 @@ PAUSE_S = 0.3
 """Waited before a process that ended is started again."""
 FAILED_PAUSE_S = 2.0
 """Waited if it ended by itself, other than to be started again: a server may be away."""
-RESTART = (0, 70, -9)
+RESTART = (0, 70, -9, -15)
+"""Codes with which a process may end: stopped, to be started again, killed, stopped too early."""
 
 
 @dataclass(eq=False)
@@ -212,14 +214,15 @@ class Cluster:
             total.update(slot.exits)
         return {str(code): count for code, count in sorted(total.items())}
 
-    def count_in_logs(self, kind: str, text: str) -> int:
-        """Return in how many lines of their logs the processes of a kind said this."""
-        return sum(
-            text in line
+    def find_in_logs(self, kind: str, pattern: str) -> list[re.Match[str]]:
+        """Return where the processes of a kind said this in their logs, once a line."""
+        return [
+            found
             for slot in self.of(kind)
             if slot.log.exists()
             for line in slot.log.read_text(errors="replace").splitlines()
-        )
+            if (found := re.search(pattern, line))
+        ]
 
 
 def _inherited() -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from streams.topics import DECISIONS, OUTCOMES
@@ -92,7 +91,6 @@ def check_caps(
     used: dict[int, list[tuple[int, str, int]]] = defaultdict(list)
     for identity, usage in expected.usage.items():
         used[effective[identity].partition].append((usage.offset, identity, usage.cost_nanousd))
-    overtaken = _overtaken(evidence.decisions)
     for number in range(PARTITIONS):
         fold, queue = _Fold(world=world), deque(sorted(used[number]))
         early: dict[str, int] = {}
@@ -115,29 +113,10 @@ def check_caps(
             if decided.arm is not None:
                 fold.take(decided)
                 made.append(decided.decision_id)
-            knew = (decided.partition, decided.offset) not in overtaken
-            verdict.overtaken += not knew
-            _check_position(verdict, world, fold, decided, knew=knew)
+            _check_position(verdict, world, fold, decided)
 
 
-def _overtaken(decisions: Sequence[Decided]) -> set[tuple[int, int]]:
-    """Return the places of decisions that do not lie where their writer had foretold.
-
-    Another has written meanwhile, so they say where budgets stood without knowing of that. What
-    they reserve counts all the same, and must be within the limit.
-    """
-    written: Counter[tuple[int, ...]] = Counter()
-    found = set()
-    for decided in decisions:
-        if decided.offset != decided.offsets.decisions + written[decided.call]:
-            found.add((decided.partition, decided.offset))
-        written[decided.call] += 1
-    return found
-
-
-def _check_position(
-    verdict: Verdict, world: World, fold: _Fold, decided: Decided, *, knew: bool
-) -> None:
+def _check_position(verdict: Verdict, world: World, fold: _Fold, decided: Decided) -> None:
     place = f"{DECISIONS}/{decided.partition}/{decided.offset}"
     said = {window[0]: window[1:] for window in decided.windows}
     for key in fold.keys(decided):
@@ -149,7 +128,7 @@ def _check_position(
             verdict.overspent_nanousd = max(verdict.overspent_nanousd, over)
             verdict.find(f"{place}: {budget} holds {reserved} + {settled} of {limit}")
         wanted = (start_ms, limit, reserved, settled)
-        if knew and said.get(budget) != wanted:
+        if said.get(budget) != wanted:
             verdict.find(
                 f"{place}: says that {budget} stands at {said.get(budget)}, the topics say {wanted}"
             )

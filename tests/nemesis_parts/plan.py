@@ -65,12 +65,16 @@ class Fault:
 
 
 def draw(seed: int, only: Collection[str] = ()) -> Iterator[Fault]:
-    """Yield the faults of a seed, without end; of all kinds, or ``only`` of some."""
+    """Yield the faults of a seed, without end; of all kinds, or ``only`` of some.
+
+    The first ones are one of each kind.
+    """
     chance = random.Random(f"faults {seed}")
     kinds = [kind for kind in RATES if not only or kind in only]
     weights = [RATES[kind] for kind in kinds]
+    first = chance.sample(kinds, len(kinds))
     while True:
-        kind = chance.choices(kinds, weights)[0]
+        kind = first.pop() if first else chance.choices(kinds, weights)[0]
         low, high = _LENGTHS.get(kind, (0.0, 0.0))
         yield Fault(
             chance.uniform(*GAP_S), kind, chance.random(), round(chance.uniform(low, high), 3)

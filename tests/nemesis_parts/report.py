@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from streams.topics import DECISIONS, OUTCOMES, REQUESTS
+from streams.topics import DEAD_LETTERS, DECISIONS, OUTCOMES, REQUESTS
 from tests.nemesis_parts.checker import Verdict
 from tests.nemesis_parts.cluster import Cluster
 from tests.nemesis_parts.evidence import Evidence, Ledger
 from tests.nemesis_parts.faults import Nemesis
+from tests.nemesis_parts.plan import RATES
 
-PER_MINUTE = {"faults": 25.0, "in_doubt": 1.0, "fenced": 0.5, "copies": 0.5}
+PER_MINUTE = {"faults": 25.0, "in_doubt": 1.0, "fenced": 0.5, "overlapping": 0.5}
 """What a run must have seen, or it proved nothing: faults, commits in doubt, fenced writers, and
-decisions of two workers for one request."""
-_IN_DOUBT = "a commit without reply was durable"
-_FENCED = {"sink": "fenced off:", "worker": "another worker writes too"}
+batches of decisions that a worker wrote when another had the partition."""
+EVERY_KIND_S = 240.0
+"""A run of so long must have had faults of every kind."""
+_IN_DOUBT = r"a commit without reply was durable"
+_FENCED = {"sink": r"fenced off:", "worker": r"(Ending the process|was let go): FencedError"}
+_OVERLAPPING = rf"{_FENCED['worker']}.*{DECISIONS}/.* (\d+) batches were refused"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,8 +35,9 @@ class Result:
     records: Mapping[str, int]
     in_doubt: int
     fenced: Mapping[str, int]
+    overlapping: int
     exits: Mapping[str, Mapping[str, int]]
-    recovery_s: Mapping[str, Mapping[str, float]]
+    recovery_s: Mapping[str, Sequence[float]]
     logs: str = ""
     too_few: list[str] = field(default_factory=list)
 
@@ -56,10 +62,8 @@ class Result:
             "in_doubt": self.in_doubt,
             "fenced": sum(self.fenced.values()),
             "fenced_by_kind": dict(self.fenced),
-            "copies": verdict["copies"],
-            "copies_otherwise": verdict["copies_otherwise"],
-            "overtaken": verdict["overtaken"],
-            "recovery_s": dict(self.recovery_s),
+            "overlapping": self.overlapping,
+            "recovery_s": quantiles([self]),
             "exits": dict(self.exits),
             "too_few": self.too_few,
             "broken": verdict["broken"],
@@ -82,28 +86,57 @@ def make_result(
             REQUESTS: len(evidence.requests),
             DECISIONS: len(evidence.decisions),
             OUTCOMES: len(evidence.outcomes),
+            DEAD_LETTERS: sum(map(len, evidence.letters.values())),
         },
-        in_doubt=cluster.count_in_logs("sink", _IN_DOUBT),
-        fenced={kind: cluster.count_in_logs(kind, text) for kind, text in _FENCED.items()},
+        in_doubt=len(cluster.find_in_logs("sink", _IN_DOUBT)),
+        fenced={kind: len(cluster.find_in_logs(kind, text)) for kind, text in _FENCED.items()},
+        overlapping=sum(int(m[2]) for m in cluster.find_in_logs("worker", _OVERLAPPING)),
         exits={kind: cluster.exits(kind) for kind in ("worker", "sink")},
-        recovery_s={felt: _quantiles(times) for felt, times in nemesis.recovery_s.items()},
+        recovery_s=dict(nemesis.recovery_s),
     )
     seen = {
         "faults": sum(result.faults.values()),
         "in_doubt": result.in_doubt,
         "fenced": sum(result.fenced.values()),
-        "copies": verdict.copies,
+        "overlapping": result.overlapping,
     }
     for name, rate in PER_MINUTE.items():
         wanted = int(rate * seconds / 60)
         if seen[name] < wanted:
             result.too_few.append(f"{name}: {seen[name]} of {wanted}")
+    if seconds >= EVERY_KIND_S:
+        result.too_few += [f"{kind}: none" for kind in RATES if kind not in result.faults]
     return result
 
 
-def _quantiles(times: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(times)
+def sum_up(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the sum of several runs, with each of them under ``runs``."""
+    runs = [result.as_dict() for result in results]
+    faults: Counter[str] = Counter()
+    for run in runs:
+        faults.update(run["faults"])
+    counts = ("seconds", "records", "lost", "doubled", "in_doubt", "fenced", "overlapping")
+    return {
+        "ok": all(result.ok for result in results),
+        "seeds": [result.seed for result in results],
+        "faults": dict(faults),
+        **{name: sum(run[name] for run in runs) for name in counts},
+        "overspent_nanousd": max(run["overspent_nanousd"] for run in runs),
+        "recovery_s": quantiles(results),
+        "runs": runs,
+    }
 
+
+def quantiles(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Return how long recoveries took, by what was killed."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        for felt, times in result.recovery_s.items():
+            found[felt] += times
+    return {felt: _quantiles(sorted(times)) for felt, times in sorted(found.items())}
+
+
+def _quantiles(ordered: Sequence[float]) -> dict[str, float]:
     def at(share: float) -> float:
         return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 2)
 

@@ -30,20 +30,21 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
+    is_marker: bool = False
+    """It takes an offset, and readers never see it: what an empty transaction leaves."""
 
 
 class Broker:
     """The logs by topic and partition, and the only clock that counts.
 
-    ``writers`` says who has begun last to take each partition over. While ``fenced``, what others
-    write to the decisions and dead letters is refused.
+    Of the decisions and dead letters of a partition it refuses what others write than who was the
+    last to :meth:`fence` them, see ``streams.fencing``.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.logs: dict[tuple[str, int], list[Record]] = defaultdict(list)
         self.skew_ms = 0
-        self.writers: dict[int, object] = {}
-        self.fenced = True
+        self._writers: dict[int, object] = {}
         self.in_flight = 0
         self._loop = loop
         self._waiting: dict[tuple[str, int], list[asyncio.Future[None]]] = defaultdict(list)
@@ -54,20 +55,30 @@ class Broker:
 
     def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[tuple[str, bytes]] = (), *, is_marker: bool = False,
     ) -> Record:  # fmt: skip
         """Append one record."""
         log = self.logs[topic, partition]
-        record = Record(topic, partition, len(log), self.now_ms(), key, value, headers)
+        record = Record(topic, partition, len(log), self.now_ms(), key, value, headers, is_marker)
         log.append(record)
         for waiter in self._waiting.pop((topic, partition), ()):
             if not waiter.done():
                 waiter.set_result(None)
         return record
 
+    def records(self, topic: str, partition: int, start: int = 0) -> list[Record]:
+        """Return what a reader sees from an offset on."""
+        return [r for r in self.logs[topic, partition][start:] if not r.is_marker]
+
+    def fence(self, partition: int, writer: object) -> None:
+        """From now on take from this writer alone what only the partition's owner may write."""
+        self._writers[partition] = writer
+        for topic in OWNED:
+            self.append(topic, partition, None, None, is_marker=True)
+
     def refuses(self, writer: object, topic: str, partition: int) -> bool:
         """Return whether a record of this writer is refused."""
-        return self.fenced and topic in OWNED and self.writers.get(partition) is not writer
+        return topic in OWNED and self._writers.get(partition) is not writer
 
     async def more(self, topic: str, partition: int, offset: int) -> None:
         """Return when there is a record at this offset."""
@@ -231,4 +242,6 @@ class Reader:
         log = self.broker.logs[topic, partition]
         for begin in range(start, end, READ_MAX):
             await self.process.hop()
-            yield log[begin : min(begin + READ_MAX, end)]
+            found = [r for r in log[begin : min(begin + READ_MAX, end)] if not r.is_marker]
+            if found:
+                yield found

@@ -65,6 +65,8 @@ async def check_state(world: Simulation, number: int) -> None:
     (holding,) = [h for w in world.workers for h in w.held.values() if h.number == number]
     live = holding.partition
     assert live is not None
+    # A fold may end with the catalog of its last decision; the next requests bring the newest.
+    live._refresh()
     await live.checkpoint(everything=True)
     wanted = content(live.state)
     for what in ("the topics", "the tables"):
@@ -78,6 +80,7 @@ async def check_state(world: Simulation, number: int) -> None:
         while reader.follower.catalog.offset != live.state.catalog.offset:
             await process.hop()
         opened = await reader.open(number)
+        opened._refresh()
         # Outcomes that no decision has seen are delivered, not folded.
         outcomes = world.broker.logs[topics.OUTCOMES, number]
         await opened.on_outcomes(outcomes[opened.state.gate.position.outcomes :])

@@ -17,41 +17,35 @@ from tests.simulation.broker import Broker, Record
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """A decision that counts, with its place in its partition's log.
-
-    ``displaced`` is one that does not lie where its writer had foretold: another worker wrote
-    what lies before it, and it was decided without knowing that.
-    """
+    """A decision that counts, with its place in its partition's log."""
 
     offset: int
     record: Decision
-    displaced: bool
     round: tuple[int, int, int]
 
 
 def effective(broker: Broker, partition: int) -> list[Effective]:
-    """Return the decisions that count: of each request the one at the lowest offset."""
+    """Return the decisions that count: of each request the one at the lowest offset.
+
+    Each lies where its writer had foretold: nobody else wrote what lies before it.
+    """
     first: dict[str, Effective] = {}
     before: tuple[int, int, int] | None = None
     foretold = 0
-    for record in broker.logs[topics.DECISIONS, partition]:
+    for record in broker.records(topics.DECISIONS, partition):
         decision = decode(Decision, record.value)
         offsets = decision.offsets
         now = (offsets.decisions, offsets.batch, decision.decided_ms)
         foretold = foretold + 1 if now == before else offsets.decisions
         before = now
-        placed = Effective(record.offset, decision, foretold != record.offset, now)
+        assert foretold == record.offset, f"decision {record.offset} was to lie at {foretold}"
+        placed = Effective(record.offset, decision, now)
         first.setdefault(decision.decision_id, placed)
     return list(first.values())
 
 
-def check_topics(
-    broker: Broker, partition: int, *, window: str, sent: dict[str, bytes]
-) -> tuple[int, int]:
-    """Each request has its decision, each bad record its dead letter, each cap held.
-
-    Returns how many decisions count that are displaced, and by how much they passed a cap.
-    """
+def check_topics(broker: Broker, partition: int, *, window: str, sent: dict[str, bytes]) -> None:
+    """Each request has its decision, each bad record its dead letter, each cap held."""
     decisions = effective(broker, partition)
     by_offset = {e.record.offsets.request: e.record for e in decisions}
     requests = broker.logs[topics.REQUESTS, partition]
@@ -70,25 +64,32 @@ def check_topics(
         assert copy or (topics.REQUESTS, record.offset) in letters, (
             f"request {record.offset} was neither decided nor refused: {record.value!r}"
         )
-    _check_outcome_letters(broker, partition, {e.record.decision_id: e for e in decisions}, letters)
-    overspent = check_caps(broker, partition, decisions, window=window)
-    return sum(e.displaced for e in decisions), overspent
+    _check_outcome_letters(broker, partition, decisions, letters)
+    check_caps(broker, partition, decisions, window=window)
 
 
-def _letters(broker: Broker, partition: int) -> set[tuple[str, int]]:
-    found = [decode(DeadLetter, r.value) for r in broker.logs[topics.DEAD_LETTERS, partition]]
-    return {(letter.topic, letter.offset) for letter in found}
+def _letters(broker: Broker, partition: int) -> dict[tuple[str, int], str]:
+    """Return why records were refused, by their places."""
+    found = [decode(DeadLetter, r.value) for r in broker.records(topics.DEAD_LETTERS, partition)]
+    return {(letter.topic, letter.offset): letter.reason for letter in found}
 
 
 def _check_outcome_letters(
-    broker: Broker, partition: int, decisions: dict[str, Effective], letters: set[tuple[str, int]]
-) -> None:
-    """Each outcome that cannot be read has a dead letter."""
+    broker: Broker, partition: int, decisions: Sequence[Effective],
+    letters: dict[tuple[str, int], str],
+) -> None:  # fmt: skip
+    """Each outcome that cannot be read has a dead letter, and none that counts is unknown."""
+    by_request = {(_root(e.record), e.record.request_id): e.record for e in decisions}
     for record in broker.logs[topics.OUTCOMES, partition]:
-        if _outcome(record) is None:
-            assert (topics.OUTCOMES, record.offset) in letters, (
-                f"outcome {record.offset} was not refused: {record.value!r}"
-            )
+        outcome, reason = _outcome(record), letters.get((topics.OUTCOMES, record.offset))
+        if outcome is None:
+            assert reason, f"outcome {record.offset} was not refused: {record.value!r}"
+            continue
+        decision = by_request.get(((record.key or b"").decode(), outcome.request_id))
+        counts = decision is not None and is_accepted(
+            decided_ms=decision.decided_ms, outcome_ms=record.timestamp
+        )
+        assert not (counts and reason == "unknown_request"), f"outcome {record.offset}: {decision}"
 
 
 def _outcome(record: Record) -> Outcome | None:
@@ -132,11 +133,8 @@ def cost_nanousd(broker: Broker, partition: int, decision: Decision, offset: int
 
 def check_caps(
     broker: Broker, partition: int, decisions: Sequence[Effective], *, window: str
-) -> int:
+) -> None:
     """At every decision of the log what is reserved and settled is what it says, and fits.
-
-    A displaced one cannot know; from then on its reservation counts like any other. Returns by how
-    much displaced ones passed a cap.
 
     Both are worked out anew for each decision, from all decisions before it and from the outcomes
     that they had seen.
@@ -150,7 +148,7 @@ def check_caps(
         if e.record.decision_id in usages
     }
     before: dict[str, list[Effective]] = defaultdict(list)
-    seen = clock_ms = overspent = 0
+    seen = clock_ms = 0
     for placed in decisions:
         now = placed.record
         seen = max(seen, now.offsets.outcomes)
@@ -170,10 +168,6 @@ def check_caps(
                     settled += earlier.reserved_nanousd
                 else:
                     reserved += earlier.reserved_nanousd
-            if placed.displaced:
-                over = reserved + settled - position.limit_nanousd
-                overspent = max(overspent, over if now.arm is not None else 0)
-                continue
             where = f"decision {placed.offset} ({now.request_id}), {position.budget}"
             if now.arm is not None:
                 assert reserved + settled <= position.limit_nanousd, (
@@ -186,4 +180,3 @@ def check_caps(
         if now.arm is not None:
             for position in now.budgets:
                 before[position.budget].append(placed)
-    return overspent

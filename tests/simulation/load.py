@@ -156,13 +156,14 @@ class Load:
         partition, position = self.partition_of[root], 0
         while True:
             await self.broker.more(topics.DECISIONS, partition, position)
-            for record in self.broker.logs[topics.DECISIONS, partition][position:]:
+            end = len(self.broker.logs[topics.DECISIONS, partition])
+            for record in self.broker.records(topics.DECISIONS, partition, position):
                 decision = decode(Decision, record.value)
                 if decision.decision_id not in self._met:
                     self._met.add(decision.decision_id)
                     if decision.arm is not None:
                         self._call(root, decision)
-            position = len(self.broker.logs[topics.DECISIONS, partition])
+            position = end
 
     def _call(self, root: str, decision: Decision) -> None:
         shape, chance = self.shape, self.chance

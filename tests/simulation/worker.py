@@ -170,9 +170,10 @@ class Worker:
         )
         process.spawn(self._run())
 
-    async def open(self, number: int) -> Partition:
+    async def open(self, number: int, owned: Producer | None = None) -> Partition:
         """Open a partition from its tables, as they are now."""
-        return await replace(self.opener, tables=self.tables[number]).open(number)
+        opener = replace(self.opener, tables=self.tables[number])
+        return await opener.open(number, owned)  # type: ignore[arg-type]
 
     def _late_values(self, partition: int) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
@@ -250,13 +251,18 @@ class Worker:
         if holding.ended or not self.group.is_owner(self, number, holding.epoch):
             return
         self.held[number] = holding
-        self.broker.writers[number] = self
         await asyncio.gather(
             *(t.take_over(self.broker, number) for t in self.tables[number].values())
         )
         while not self.follower.catalog.arms:
             await self.process.hop()
-        partition = await self.open(number)
+        if not await self._confirm(holding):
+            return
+        # Whoever is the owner by now is shut out as well, and ends, as it is with the real one.
+        await self.process.hop()
+        self.broker.fence(number, holding)
+        await self.process.hop()
+        partition = await self.open(number, Producer(self.broker, holding, self.process))
         if holding.ended:
             return
         holding.partition = partition
