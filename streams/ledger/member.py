@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from streams.ledger.writer import LedgerWriter
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+InThread = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
+"""Makes a call that blocks beside the event loop, as :func:`run_in_thread` does."""
 
 FLUSH_MAX = 10_000
 """Records that are read at once, and flushed."""
@@ -51,6 +53,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         outcomes: str,
         accept_gaps: bool,
         heads: HeadPublisher | None = None,
+        in_thread: InThread = run_in_thread,
     ) -> None:
         self.halted: dict[int, LedgerHaltError] = {}
         self.busy = False
@@ -59,6 +62,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topics = (decisions, outcomes)
         self._accept_gaps = accept_gaps
         self._heads = heads
+        self._in_thread = in_thread
         self._inboxes: dict[int, Inbox] = {}
         self._in_flight: asyncio.Future[Any] | None = None
         # Loop times: from when on to claim a partition, to try again, to commit.
@@ -241,7 +245,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 self.busy = False
 
         self.busy = True
-        in_flight = asyncio.ensure_future(run_in_thread(work))
+        in_flight = asyncio.ensure_future(self._in_thread(work))
         self._in_flight = in_flight
         try:
             return await in_flight

@@ -91,7 +91,6 @@ async def run_sink(
         heads=publisher,
     )
     follower: asyncio.Task[None] | None = None
-    stopped = asyncio.create_task(stop.wait())
     try:
         topics = partial(_check_topics, kafka, decisions, outcomes, heads if publisher else None)
         for call in (topics, consumer.start, *([publisher.start] if publisher else [])):
@@ -100,14 +99,8 @@ async def run_sink(
             sink.join()
         if catalog is not None and not stop.is_set():
             follower = asyncio.create_task(follow_catalog(kafka, database_url, catalog))
-        while not stop.is_set():
-            await _either(asyncio.create_task(sink.step()), stopped)
-            if follower is not None and follower.done():
-                follower.result()
-        if not sink.busy:
-            await sink.leave()
+        await follow(sink, stop=stop, beside=follower)
     finally:
-        stopped.cancel()
         if follower is not None:
             follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -120,6 +113,22 @@ async def run_sink(
     if sink.halted:
         raise next(iter(sink.halted.values()))
     return writer.counts
+
+
+async def follow(
+    sink: Sink, *, stop: asyncio.Event, beside: asyncio.Task[None] | None = None
+) -> None:
+    """Step until ``stop`` is set, then book what is in hand; ends with ``beside`` if that fails."""
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            await _either(asyncio.create_task(sink.step()), stopped)
+            if beside is not None and beside.done():
+                beside.result()
+    finally:
+        stopped.cancel()
+    if not sink.busy:
+        await sink.leave()
 
 
 def _is_database_away(error: Exception) -> bool:

@@ -88,7 +88,7 @@ async def verify(
             for partition in sorted(published.keys() - claimed):
                 report.find(f"partition {partition}: heads were published, the ledger has none")
             for partition in claimed:
-                check = _Partition(report, database, (decisions, outcomes), partition)
+                check = PartitionCheck(report, database, (decisions, outcomes), partition)
                 await check.read(consumer)
                 await asyncio.to_thread(check.compare)
                 await asyncio.to_thread(
@@ -120,8 +120,8 @@ def _partitions(database: psycopg.Cursor[Any], decisions: str, outcomes: str) ->
     return [partition for (partition,) in database.fetchall()]
 
 
-class _Partition:
-    """The comparison of one partition."""
+class PartitionCheck:
+    """The comparison of one partition: what it finds goes into the report."""
 
     def __init__(
         self,
