@@ -16,11 +16,14 @@ from streams import topics
 from streams.faust_batches import ChangelogOverlapError, PartitionNotOwnedError
 from streams.publisher import FencedError
 from tests.simulation import compare, laws
+from tests.simulation.books import check_books
 from tests.simulation.broker import Broker
 from tests.simulation.group import Group
 from tests.simulation.load import Load, Shape, draw_shape
 from tests.simulation.loop import SimLoop
+from tests.simulation.plan import draw_plan
 from tests.simulation.process import Process, Rates
+from tests.simulation.sinks import Sinks
 from tests.simulation.worker import Worker
 
 HEAL_S = 500.0
@@ -29,48 +32,6 @@ EXPECTED = (
     FencedError, ChangelogOverlapError, KafkaError, PartitionNotOwnedError, TimeoutError,
 )  # fmt: skip
 """What may end a worker: it starts again and folds what it does not know."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The faults of one seed: rates at each step, and seconds between events; 0 is never."""
-
-    rates: Rates
-    workers: int
-    partitions: int
-    kill_s: float
-    stop_s: float
-    rebalance_s: float
-    abrupt: float
-    clock_s: float
-    clock_back: bool
-    lose_tables: bool
-
-
-def draw_plan(chance: random.Random) -> Plan:
-    """Draw which faults there are; some seeds have few of them, so that none hides another."""
-
-    def every(*seconds: float) -> float:
-        return chance.choice([0.0, *seconds])
-
-    return Plan(
-        rates=Rates(
-            slow=chance.choice([0.0, 0.002, 0.02, 0.1]),
-            slow_s=chance.choice([1.0, 10.0, 30.0]),
-            lost_ack=chance.choice([0.0, 0.0, 0.01]),
-            lost_batch=chance.choice([0.0, 0.0, 0.01]),
-            database=chance.choice([0.0, 0.05, 0.2]),
-        ),
-        workers=chance.choice([1, 2, 3]),
-        partitions=chance.choice([1, 1, 2]),
-        kill_s=every(3.0, 10.0),
-        stop_s=every(4.0, 12.0),
-        rebalance_s=every(3.0, 10.0),
-        abrupt=chance.choice([0.0, 0.5, 1.0]),
-        clock_s=every(5.0),
-        clock_back=chance.random() < 0.5,
-        lose_tables=chance.random() < 0.1,
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +43,10 @@ class Result:
     records: int = 0
     fenced: int = 0
     """How many workers ended because another one had shut them out."""
+    in_doubt: int = 0
+    """How many commits of sinks were found to be durable after their reply was lost."""
+    fenced_sinks: int = 0
+    transfers: int = 0
     simulated_s: float = 0.0
     digest: str = ""
     """Of every record of every log: the same seed must give the same."""
@@ -103,6 +68,7 @@ class Simulation:
         roots = compare.roots_of(self.plan.partitions)
         self.shape: Shape = draw_shape(self.chance, tuple(roots))
         self.load = Load(self.broker, self.shape, random.Random(self.chance.random()), roots)
+        self.sinks = Sinks(seed, loop, self.broker, self.plan.partitions)
         self.workers: list[Worker] = []
         self.healing = False
         self.failure: BaseException | None = None
@@ -115,6 +81,7 @@ class Simulation:
         for _ in range(self.plan.workers):
             self.start_worker()
         self._rebalance(abrupt=True)
+        self.sinks.begin()
         self._background(*(self.load.call_all(root) for root in self.shape.roots))
         faults = [self._background(work)[0] for work in self._faults()]
         await self._watched(self.load.send_all())
@@ -127,12 +94,21 @@ class Simulation:
                 self.broker, number, window=self.shape.window, sent=self._sent(number)
             )
             await compare.check_state(self, number)
+        await self._check_ledger()
         self.result.records = sum(map(len, self.broker.logs.values()))
         self.result.simulated_s = asyncio.get_running_loop().time()
         self.result.digest = hashlib.sha256(
             repr(sorted(self.broker.logs.items())).encode()
         ).hexdigest()
         return self.result
+
+    async def _check_ledger(self) -> None:
+        await self.sinks.end()
+        report = await check_books(self.sinks.database, self.broker, self.plan.partitions)
+        counts = self.sinks.counts
+        self.result.transfers = report.transfers
+        self.result.in_doubt, self.result.fenced_sinks = counts.in_doubt, counts.fenced
+        self.result.faults.update(self.sinks.faults)
 
     def _sent(self, partition: int) -> dict[str, bytes]:
         mine = {root for root, number in self.load.partition_of.items() if number == partition}
@@ -148,9 +124,10 @@ class Simulation:
         task = asyncio.get_running_loop().create_task(work)
         while not task.done():
             await asyncio.wait([task], timeout=1.0)
-            if self.failure is not None:
+            failure = self.failure or self.sinks.failure
+            if failure is not None:
                 task.cancel()
-                raise self.failure
+                raise failure
         task.result()
 
     # -- processes
@@ -269,6 +246,7 @@ class Simulation:
             for name in topics.TABLES:
                 for number in range(self.plan.partitions):
                     self.broker.logs[topics.changelog("sim", name), number].clear()
+        self.sinks.heal()
         for _ in range(min(2, self.plan.partitions)):
             self.start_worker()
         for partition in range(self.plan.partitions):
@@ -288,6 +266,7 @@ class Simulation:
                 for h in w.held.values()
             )
             same = sum(ends) == before and not waiting and not self.load.pending
+            same = same and not self.sinks.is_behind()
             before, calm = sum(ends), calm + 1 if same else 0
 
     def _where(self) -> str:
@@ -302,12 +281,14 @@ class Simulation:
 def run_seed(seed: int) -> Result:
     """Run one seed; raises what it finds."""
     loop = SimLoop()
+    asyncio.set_event_loop(loop)
+    world = Simulation(seed, loop)
     try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(Simulation(seed, loop).run())
+        return loop.run_until_complete(world.run())
     finally:
         asyncio.set_event_loop(None)
         loop.run_until_complete(_cancel_all())
+        world.sinks.database.close()
         loop.close()
 
 
