@@ -245,7 +245,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 self.busy = False
 
         self.busy = True
-        in_flight = asyncio.ensure_future(self._in_thread(work))
+        in_flight: asyncio.Future[_T] = asyncio.ensure_future(self._in_thread(work))
         self._in_flight = in_flight
         try:
             return await in_flight

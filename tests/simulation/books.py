@@ -31,22 +31,9 @@ async def check_books(database: Postgres, broker: Broker, partitions: int) -> Re
         await check.read(consumer)  # type: ignore[arg-type]
         check.compare()
         check.compare_chain(heads.get(partition, []), KEY)
-        _check_epochs(cursor, partition, report)
     assert report.ok, "; ".join(report.findings[:5])
     assert report.links_after_head == 0, f"{report.links_after_head} links without a head"
     return report
-
-
-def _check_epochs(cursor: Snapshot, partition: int, report: Report) -> None:
-    """No writer books after a later one: who was replaced is shut out."""
-    cursor.execute("SELECT epoch FROM links WHERE partition = %s ORDER BY link", [partition])
-    links = [epoch for (epoch,) in cursor.fetchall()]
-    if links != sorted(links):
-        report.find(f"partition {partition}: the links' epochs go back: {links}")
-    cursor.execute("SELECT epoch FROM transfers WHERE partition = %s ORDER BY line", [partition])
-    lines = [epoch for (epoch,) in cursor.fetchall()]
-    if lines != sorted(lines):
-        report.find(f"partition {partition}: the transfers' epochs go back")
 
 
 class Snapshot:

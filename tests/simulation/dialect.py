@@ -34,6 +34,12 @@ TARGETS = {
         rows.DECISIONS, rows.OUTCOMES, rows.TRANSFERS, rows.DEAD_LETTERS, rows.CONFLICTS
     )
 }  # fmt: skip
+_FENCE = """
+CREATE TRIGGER fence BEFORE INSERT ON links
+WHEN EXISTS (SELECT 1 FROM cursors WHERE partition = NEW.partition AND epoch <> NEW.epoch)
+BEGIN SELECT RAISE(ABORT, 'a writer booked in an epoch that is not the partition''s'); END
+"""
+"""A law that cannot be told from the rows afterwards."""
 _REWRITTEN = (
     (r"::bigint", ""),
     (r" FOR UPDATE\b", ""),
@@ -163,7 +169,8 @@ def dump(type_: str, value: Any) -> bytes | None:
 
 def as_postgres(error: sqlite3.IntegrityError) -> psycopg.Error:
     """Return the error that Postgres would raise."""
-    kind, _, places = str(error).partition(" constraint failed: ")
+    kind, found, places = str(error).partition(" constraint failed: ")
+    assert found, kind
     if kind == "CHECK":
         return _violation(psycopg.errors.CheckViolation, places)
     columns = {place.split(".")[1] for place in places.split(", ")}
@@ -197,5 +204,6 @@ def empty_database() -> bytes:
             for statement in statements:
                 text = str(statement.compile(dialect=sqlite.dialect()))  # type: ignore[no-untyped-call]
                 database.execute(text.replace("DEFAULT now()", "DEFAULT (now())"))
+        database.execute(_FENCE)
         database.close()
         return path.read_bytes()
