@@ -23,39 +23,43 @@ class KilledError(BaseException):
 
 
 class _Thread:
-    """A thread that runs from one wish to the next."""
+    """A thread that runs from one wish to the next, and then waits for another call."""
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.wish: Wish | None = None
+    def __init__(self) -> None:
         self.result: Any = None
         self.error: BaseException | None = None
-        self.killed = False
+        self._call: Callable[[], Any] | None = None
+        self._wish: Wish | None = None
         self._answer: tuple[Any, BaseException | None] = (None, None)
-        self._call = call
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._killed = False
+        # Locks as signals: a semaphore of ``threading`` takes ten times as long.
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def start(self, call: Callable[[], Any]) -> Wish | None:
+        """Begin a call, see :meth:`resume`."""
+        self.result, self.error, self._killed, self._call = None, None, False, call
+        return self.resume()
 
     def resume(self, answer: Any = None, error: BaseException | None = None) -> Wish | None:
-        """Let it run until it wants something (what is returned), or has ended."""
-        self.wish, self._answer = None, (answer, error)
+        """Let it run until it wants something (what is returned), or the call has ended."""
+        self._wish, self._answer = None, (answer, error)
         self._go.release()
         self._back.acquire()
-        if self.wish is None:
-            self._thread.join()
-        return self.wish
+        return self._wish
 
     def kill(self) -> None:
-        """Let it unwind."""
-        self.killed = True
-        if self._thread.is_alive():
-            self.resume(error=KilledError())
+        """Let the call unwind; nothing that it wants is done any more."""
+        self._killed = True
+        assert self.resume(error=KilledError()) is None
 
     def want(self, wish: Wish) -> Any:
         """Called in the thread: wait for an answer."""
-        if self.killed:
+        if self._killed:
             raise KilledError
-        self.wish = wish
+        self._wish = wish
         self._back.release()
         self._go.acquire()
         answer, error = self._answer
@@ -65,16 +69,18 @@ class _Thread:
 
     def _work(self) -> None:
         _current.thread = self
-        self._go.acquire()
-        try:
-            if not self.killed:
+        while True:
+            self._go.acquire()
+            assert self._call is not None
+            try:
                 self.result = self._call()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the caller waits
-            self.error = error
-        self.wish = None
-        self._back.release()
+            except BaseException as error:  # noqa: BLE001 - it is raised where the caller waits
+                self.error = error
+            self._wish = None
+            self._back.release()
 
 
+_idle: list[_Thread] = []
 _current = threading.local()
 
 
@@ -93,9 +99,9 @@ async def run_blocking(process: Process, call: Callable[[], T]) -> T:
 
 
 async def _drive(call: Callable[[], T], future: asyncio.Future[T]) -> None:
-    thread = _Thread(call)
+    thread = _idle.pop() if _idle else _Thread()
     try:
-        wish = thread.resume()
+        wish = thread.start(call)
         while wish is not None:
             try:
                 answer, error = await wish(), None
@@ -105,9 +111,12 @@ async def _drive(call: Callable[[], T], future: asyncio.Future[T]) -> None:
     except asyncio.CancelledError:
         thread.kill()
         raise
+    finally:
+        result, failure = thread.result, thread.error
+        _idle.append(thread)
     if future.done():
         return
-    if thread.error is not None:
-        future.set_exception(thread.error)
+    if failure is not None:
+        future.set_exception(failure)
     else:
-        future.set_result(thread.result)
+        future.set_result(result)

@@ -140,7 +140,9 @@ class Consumer:
         await self._process.hop()
         found = self._fetch()
         if not found:
-            await asyncio.sleep(timeout_ms / 1_000)
+            # Late, as on a busy machine: polling is most of what a seed takes.
+            late = self._process.chance.uniform(1.0, 10.0)
+            await asyncio.sleep(late * timeout_ms / 1_000)
             await self._process.gate()
             found = self._fetch()
         return found

@@ -259,7 +259,11 @@ class Simulation:
         while calm < 5:
             assert loop.time() < deadline, f"not quiet: {self._where()}"
             await asyncio.sleep(1.0)
-            ends = [len(log) for (topic, _), log in self.broker.logs.items() if "log" not in topic]
+            ends = [
+                len(log)
+                for (topic, _), log in self.broker.logs.items()
+                if "log" not in topic and topic != topics.LEDGER_HEADS
+            ]
             waiting = sum(
                 len(h.partition.state.waiting) if h.partition else 1
                 for w in self.workers
