@@ -1,8 +1,9 @@
 """Hard budgets per arm over recorded data: PORT, what it is compared with, and what beats it.
 
 Everything here has seen ``history`` with every arm's outcome and is asked to answer ``stream``, one
-request after the other, from estimates. A request is served if the arm's true cost still fits the
-arm's budget, and lost otherwise: money that would overspend is never spent.
+request after the other, from estimates; ``port`` alone goes on learning, from what it chose. A
+request is served if the arm's true cost still fits the arm's budget, and lost otherwise: money that
+would overspend is never spent.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import numpy as np
 
 from policy.oracle import outcome, within_arm_budgets, within_budget
 from policy.port import arm_prices
-from policy.recorded import Recorded, estimate
+from policy.recorded import Growing, Recorded, estimate
 from policy.terms import Floats, Ints
 
 BATCH = 256
 SAMPLE = 500
-"""Contexts that a solution for the prices looks at."""
+"""Contexts that a solution for the pooled price looks at."""
+RESOLVE, RECENT, ENOUGH = 64, 256, 64
+"""PORT solves again every so many requests, and at 16 and 32; it looks at so many recent ones, and
+at the history's, too, while it has fewer than enough."""
 EXPLORATION = 0.025
 
 
@@ -30,6 +34,7 @@ class Case:
     ``history_reward`` and ``history_cost`` leave each request itself out.
     """
 
+    history: Recorded
     stream: Recorded
     reward: Floats
     cost_usd: Floats
@@ -59,6 +64,7 @@ def prepare(history: Recorded, stream: Recorded, budget_usd: Floats, *, seed: in
     history_reward, history_cost = estimate(history, history.features, leave_out=True)
     reward, cost_usd = estimate(history, stream.features)
     return Case(
+        history=history,
         stream=stream,
         reward=reward,
         cost_usd=cost_usd,
@@ -149,19 +155,37 @@ def _batch_split(case: Case) -> Ints:
 
 
 def _port(case: Case) -> Ints:
-    """Prices from history, solved again with what is left; second choice when the first is out."""
+    """Prices solved again with what is left; second choice when the first is out.
+
+    What a request brought is a neighbour for those after it: a history of other requests, such as
+    another task's, gives way to what is like them.
+    """
     till = _Till(case, case.budget_usd)
     requests = len(case.stream)
     rng = np.random.default_rng(case.seed)
+    known = Growing(case.history, case.stream.features)
     prices = np.zeros(len(till.left))
     for row in range(requests):
-        if row % BATCH == 0:
-            reward, cost_usd = _sample(case, row, rng)
+        if row % RESOLVE == 0 or row in (16, 32):
+            recent = np.arange(max(row - RECENT, 0), row)
+            reward, cost_usd = known.estimate(recent, seen=row)
+            if len(recent) < ENOUGH:
+                past = rng.permutation(len(case.history_reward))[: RECENT - len(recent)]
+                reward = np.vstack([reward, case.history_reward[past]])
+                cost_usd = np.vstack([cost_usd, case.history_cost[past]])
             prices = arm_prices(reward, cost_usd, till.left * len(reward) / (requests - row))
-        score = case.reward[row] - prices * case.cost_usd[row]
-        score = np.where(case.cost_usd[row] <= till.left, score, -np.inf)
+        reward, cost_usd = known.estimate(np.array([row]), seen=row)
+        score = np.where(cost_usd[0] <= till.left, reward[0] - prices * cost_usd[0], -np.inf)
         # Below zero the money is worth more to a later request.
-        till.serve(row, int(np.argmax(score)) if score.max() >= 0.0 else -1)
+        arm = int(np.argmax(score)) if score.max() >= 0.0 else -1
+        till.serve(row, arm)
+        if till.choice[row] >= 0:
+            known.learn(
+                row,
+                arm,
+                reward=float(case.stream.reward[row, arm]),
+                cost_usd=float(case.stream.cost_usd[row, arm]),
+            )
     return till.choice
 
 
@@ -228,4 +252,4 @@ METHODS: dict[str, Callable[[Case], Ints]] = {
     "cheapest": _cheapest,
     "pooled": _pooled,
 }
-"""Methods by name; ``port`` is what :class:`policy.port.Port` does with full information."""
+"""Methods by name; ``port`` is what :class:`policy.port.Port` does, after full information."""

@@ -51,6 +51,11 @@ class ArmState:
         )
         self._summed = None
 
+    def forget_features(self) -> None:
+        """Keep the means only: the features are others from now on."""
+        self.reward.forget_features()
+        self.length.forget_features()
+
     def dump(self) -> bytes:
         """Return what was learned in this partition; equal for equal states."""
         head = np.array([self.pulls], np.float64)

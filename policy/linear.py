@@ -23,6 +23,8 @@ def strength_of(products: Floats, signal: float) -> float:
     if features == 0 or weight <= 0.0:
         return float(features / signal)
     squares = float(np.einsum("kii->", products[:, :features, :features]))
+    if squares <= 0.0:
+        return float(features / signal)
     scale = max(squares / (features * weight), 1e-12)
     return float(features / signal * 2.0 ** (round(4.0 * math.log2(scale)) / 4.0))
 

@@ -191,6 +191,20 @@ class Moments:
         matrix[-1, :-1] += shift * matrix[-2, :-1]
         self.matrix = matrix * min(1.0, _KEPT_AFTER_CHANGE / max(matrix[-2, -2], 1e-9))
 
+    def forget_features(self) -> None:
+        """Keep the mean and the variance of the values, as if little had been seen of them.
+
+        What the features had to do with them is forgotten; so is what still waits.
+        """
+        kept = self.total()[-2:, -2:]
+        self._values.clear()
+        self._weights.clear()
+        self.matrix = np.zeros_like(self.matrix)
+        self.matrix[-2:, -2:] = kept * min(1.0, _KEPT_AFTER_CHANGE / max(kept[0, 0], 1e-9))
+        self._check = np.zeros_like(self._check)
+        self._check[-1] = self.matrix[-2, -1] / max(self.matrix[-2, -2], 1e-9)
+        self._above = self._below = _QUIET
+
     def vector(self) -> Floats:
         """Return the whole state as one vector; equal for equal states."""
         count = len(self._values)

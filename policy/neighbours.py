@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from usearch.index import Index
 
 from policy.baselines.base import PRIOR_REWARD, MeansPolicy, units
+from policy.marks import mark_of, split_mark
 from policy.terms import Contexts, Floats, Ints, Learning, Settings
 
 EXACT_MAX = 512
@@ -237,13 +238,18 @@ class NeighbourPolicy(MeansPolicy):
     def dump(self, arm: str) -> bytes:
         """Return the sums of one arm, then its points."""
         points = self._points.get(arm)
-        return super().dump(arm) + (b"" if points is None else points.dumps())
+        marked = mark_of(self._settings.features)
+        return super().dump(arm) + marked + (b"" if points is None else points.dumps())
 
     def load(self, arm: str, state: bytes) -> None:
         """Put the sums and the points of one arm back."""
         super().load(arm, state[:64])
         points = Neighbours(self._settings.dimensions, _COLUMNS, capacity=self._history)
-        points.loads(state[64:])
+        mark, rest = split_mark(state[64:])
+        if mark != mark_of(self._settings.features):
+            # Points of other features lie elsewhere; the means are what they were.
+            rest = b""
+        points.loads(rest)
         self._points[arm] = points
         if len(points):
             self._order = max(self._order, int(points.orders[-1]) + 1)

@@ -21,6 +21,7 @@ from policy.extra import Scored
 from policy.extras import OPTIONS as EXTRA_OPTIONS
 from policy.extras import Extras
 from policy.linear import Solution, Solver
+from policy.marks import mark_of, split_mark
 from policy.mixing import Forced, mix, thompson
 from policy.money import NANO_PER_USD, Price
 from policy.terms import (
@@ -116,6 +117,7 @@ class Pareto:
         self._forgetting = numbers["forgetting"]
         self._faded = np.array([self._forgetting**age for age in range(_OLDEST + 1)])
         self._width = settings.dimensions + 1
+        self._features = mark_of(settings.features)
         self._arms: tuple[Arm, ...] = ()
         self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
@@ -215,13 +217,21 @@ class Pareto:
     def dump(self, arm: str) -> bytes:
         """Return what was learned of one arm in this partition."""
         extra = self._extras.dump(arm)
-        return len(extra).to_bytes(_EXTRA, "little") + extra + self._state(arm).dump()
+        return self._features + (
+            len(extra).to_bytes(_EXTRA, "little") + extra + self._state(arm).dump()
+        )
 
     def load(self, arm: str, state: bytes) -> None:
-        """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape."""
-        extra, state = _parts(state)
+        """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape.
+
+        Of what was learned from other features only the means are taken over.
+        """
+        features, rest = split_mark(state)
+        extra, vector = _parts(rest)
         loaded = self._new()
-        loaded.restore(state)
+        loaded.restore(vector)
+        if features != self._features:
+            loaded.forget_features()
         self._extras.load(arm, extra)
         loaded.elsewhere = self._state(arm).elsewhere
         self._states[arm] = loaded
@@ -229,7 +239,10 @@ class Pareto:
 
     def merge(self, arm: str, source: int, state: bytes) -> None:
         """Let ``rank`` also count what partition ``source`` has learned; replaces its last."""
-        found = _published(_parts(state)[1], self._width, self._forgetting)
+        features, rest = split_mark(state)
+        if features != self._features:
+            raise ValueError("learned from other features")
+        found = _published(_parts(rest)[1], self._width, self._forgetting)
         self._state(arm).merge(source, *found)
         self._fit = None
 

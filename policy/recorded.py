@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 
 from policy.neighbours import Neighbours
-from policy.terms import Floats
+from policy.terms import Floats, Ints
 
 NEIGHBOURS = 5
+_LOOKED_AT = 150
+"""Nearest requests among which those are looked for whose outcome of an arm is known."""
 Split = Literal["weighted", "cost", "uniform", "extreme"]
 
 
@@ -90,3 +92,61 @@ def estimate(
         own = np.hstack([history.reward, history.cost_usd])
         means = (means * weights - own) / np.maximum(weights - 1.0, 1e-9)
     return means[:, :arms], np.maximum(means[:, arms:], 0.0)
+
+
+class Growing:
+    """Estimates from the nearest known outcomes: the history's, and those that come to be known.
+
+    Of a request of the stream only the outcome of the arm that served it becomes known.
+
+    Parameters
+    ----------
+    history : Recorded
+    features : ndarray, shape (n, d)
+        Of the stream.
+    """
+
+    def __init__(self, history: Recorded, features: Floats) -> None:
+        self._before = len(history)
+        unknown = np.full((len(features), history.reward.shape[1]), np.nan)
+        self._vectors = _directions(np.vstack([history.features, features]))
+        self._reward = np.vstack([history.reward, unknown])
+        self._cost = np.vstack([history.cost_usd, unknown])
+        self._usual = history.reward.mean(axis=0), history.cost_usd.mean(axis=0)
+
+    def learn(self, row: int, arm: int, *, reward: float, cost_usd: float) -> None:
+        """Note what a request of the stream brought."""
+        self._reward[self._before + row, arm] = reward
+        self._cost[self._before + row, arm] = cost_usd
+
+    def estimate(self, rows: Ints, *, seen: int) -> tuple[Floats, Floats]:
+        """Return the mean reward and cost of the nearest, each (m, k), for requests of the stream.
+
+        Only requests before ``seen`` are looked at, and none at itself.
+        """
+        places = self._before + rows
+        near = self._vectors[places] @ self._vectors[: self._before + seen].T
+        inside = places < near.shape[1]
+        near[np.flatnonzero(inside), places[inside]] = -np.inf
+        count = min(_LOOKED_AT, near.shape[1])
+        top = np.argpartition(-near, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(near, top, axis=1), axis=1, kind="stable")
+        top = np.take_along_axis(top, order, axis=1)
+        known = ~np.isnan(self._reward[top])
+        taken = known & (np.cumsum(known, axis=1) <= NEIGHBOURS)
+        counts = taken.sum(axis=1)
+        reward, cost = (
+            np.where(
+                counts > 0,
+                np.where(taken, values[top], 0.0).sum(axis=1) / np.maximum(counts, 1),
+                usual,
+            )
+            for values, usual in zip((self._reward, self._cost), self._usual, strict=True)
+        )
+        return reward, cost
+
+
+def _directions(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    result: Floats = vectors / np.where(lengths > 0.0, lengths, 1.0)
+    return result

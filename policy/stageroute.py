@@ -61,7 +61,8 @@ class StageRoute(MeansPolicy):
     ceiling : float
         Dollars a request on average; without it the pacer's dual price alone decides.
     horizon, stages : int
-        Requests that the stages divide evenly (10,000 and 22); a stage is as long afterwards.
+        Requests that the stages divide evenly (10,000, and its cube root: 22), which lets regret
+        grow as slowly as it can; a stage is as long afterwards.
     arms_max : int
         Most arms deployed at a time (6).
     capacity : float
@@ -90,8 +91,9 @@ class StageRoute(MeansPolicy):
     ) -> None:
         super().__init__(settings)
         self._ceiling = self._option("ceiling", float("inf"))
-        stages = int(self._option("stages", 22))
-        self._length = int(np.ceil(self._option("horizon", 10_000) / max(stages, 1)))
+        horizon = self._option("horizon", 10_000)
+        stages = int(self._option("stages", math.ceil(max(horizon, 1.0) ** (1 / 3))))
+        self._length = int(np.ceil(horizon / max(stages, 1)))
         self._slots = int(self._option("arms_max", 6))
         self._capacity = self._option("capacity", 0.4)
         self._radius = self._option("radius", 0.1)
@@ -301,7 +303,11 @@ def _inner_settings(settings: Settings, inner: str) -> Settings:
         if name.startswith("inner.")
     }
     return Settings(
-        policy=inner, dimensions=settings.dimensions, seed=settings.seed, options=options
+        policy=inner,
+        dimensions=settings.dimensions,
+        seed=settings.seed,
+        options=options,
+        features=settings.features,
     )
 
 

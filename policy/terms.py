@@ -255,6 +255,8 @@ class SpansArms(Protocol):
 class Settings:
     """Which policy, its options, the number of features without the constant, and the segments.
 
+    ``features`` is the version of what makes them, empty for what producers send and for the
+    shipped encoder: what was learned from other features is not taken over.
     Reward windows are kept for each of the ``segments``; requests of any other count under
     ``other``, so that a producer cannot make state grow by inventing names.
     """
@@ -264,3 +266,4 @@ class Settings:
     seed: int = 0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     segments: tuple[str, ...] = ()
+    features: str = ""

@@ -29,6 +29,7 @@ COMMANDS = {
     "replay": "replay",
     "replay-log": "replay_log",
     "evaluate": "evaluate",
+    "encoder": "encoder",
     "asyncapi": "records",
     "bench": "bench",
 }

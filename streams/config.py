@@ -22,6 +22,8 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_METRICS_PORT": "port of the worker's Prometheus page on 127.0.0.1; default 0: none",
     "TOLLWAY_HEADS_KEY": "file with the key that signs the ledger's heads, equal for all sinks; "
     "default: heads.key in TOLLWAY_HOME, made by the first sink",
+    "TOLLWAY_ENCODERS": "folder of encoders of prompts, by version; default: encoders in "
+    "TOLLWAY_HOME",
     "TOLLWAY_LOG_LEVEL": "debug, info, warning or error; default info",
     "TOLLWAY_FAILPOINT": "for tests: POINT:ACTION:COUNT, where to fail; default none",
 }
@@ -47,8 +49,14 @@ class Config:
     defer_ms: int = 30_000
     metrics_port: int = 0
     heads_key: Path | None = None
+    encoders_folder: Path | None = None
     log_level: str = "info"
     failpoint: Failpoint | None = None
+
+    @property
+    def encoders(self) -> Path:
+        """Where encoders lie that do not come with Tollway."""
+        return self.encoders_folder or self.home / "encoders"
 
     def endpoints(self) -> tuple[str, str]:
         """Return Kafka's bootstrap servers and Postgres' URL, the embedded ones where not set.
@@ -98,6 +106,9 @@ class Config:
             defer_ms=_integer(env, "TOLLWAY_DEFER_MS", 30_000, 0, 3_600_000),
             metrics_port=_integer(env, "TOLLWAY_METRICS_PORT", 0, 0, 65_535),
             heads_key=Path(env["TOLLWAY_HEADS_KEY"]) if env.get("TOLLWAY_HEADS_KEY") else None,
+            encoders_folder=(
+                Path(env["TOLLWAY_ENCODERS"]).expanduser() if env.get("TOLLWAY_ENCODERS") else None
+            ),
             log_level=level,
             failpoint=_failpoint(env.get("TOLLWAY_FAILPOINT")),
         )

@@ -69,6 +69,7 @@ def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
         seed=entry.seed,
         options=entry.options,
         segments=tuple(entry.segments),
+        features="" if entry.encoder in ("none", "lexical") else entry.encoder,
     )
     try:
         make_policy(settings)
@@ -89,7 +90,8 @@ def _budget_of(entry: BudgetEntry) -> BudgetSpec:
         limit_nanousd=entry.limit_nanousd,
         window=entry.window,
         per_request_nanousd=entry.per_request_nanousd,
-        paced=entry.pacing == "even",
+        paced=entry.pacing != "none",
+        controller="pid" if entry.pacing == "pid" else "curve",
     )
 
 

@@ -240,7 +240,11 @@ class BudgetEntry(Record, tag_field="kind", tag="budget"):
     limit_nanousd: NanoUsd
     window: Window = "day"
     per_request_nanousd: NanoUsd | None = None
-    pacing: Literal["even", "none"] = "even"
+    pacing: Literal["even", "pid", "none"] = "even"
+
+
+ENCODER = r"^(none|lexical|(lexical|model2vec|sentence-transformers)-[0-9a-f]{12})$"
+"""No features of prompts, the shipped encoder, or another one by its version."""
 
 
 class PolicyEntry(Record, tag_field="kind", tag="policy"):
@@ -252,7 +256,7 @@ class PolicyEntry(Record, tag_field="kind", tag="policy"):
 
     policy: Identifier = "pareto"
     dimensions: Annotated[int, Meta(ge=1, le=1_024)] = 64
-    encoder: Literal["none", "lexical"] = "lexical"
+    encoder: Annotated[str, Meta(pattern=ENCODER)] = "lexical"
     seed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     options: dict[str, float | int | str | bool] = {}
     segments: Annotated[list[Identifier], Meta(max_length=256)] = []

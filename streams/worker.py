@@ -12,7 +12,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaError, ProducerClosed
 from faust.types import TP
@@ -22,6 +22,7 @@ from policy.catalog import Catalog
 from policy.state import Limits
 from streams import topics
 from streams.config import Config
+from streams.encoders import Encoders
 from streams.failpoints import pass_point
 from streams.faust_batches import BatchApp, PartitionNotOwnedError
 from streams.fencing import Fences
@@ -35,13 +36,12 @@ from streams.patience import until_there
 from streams.publisher import FencedError, make_producer
 from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
-if TYPE_CHECKING:
-    from policy.lexical import LexicalEncoder
-
 logger = logging.getLogger(__name__)
 
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
+OUTCOMES_LINGER_S = 0.2
+"""Nobody waits for a settlement but requests without money: few batches leave time to decide."""
 
 
 class Worker:
@@ -62,7 +62,7 @@ class Worker:
         self.fences = Fences(kafka, app_id=config.app_id)
         self.reader = LogReader(kafka)
         self.follower = Follower(kafka)
-        self._encoder: LexicalEncoder | None = None
+        self._encoders = Encoders(config.encoders)
         self._background: list[asyncio.Task[None]] = []
         self.tables = {
             name: self.app.checkpoint_table(name, partitions=config.partitions)
@@ -80,7 +80,9 @@ class Worker:
             async for batch in batches:
                 await self.partitions[batch.partition].on_requests(batch)
 
-        @app.batch_agent(app.batch_topic(topics.OUTCOMES), name="tollway.settle")
+        outcomes = app.batch_topic(topics.OUTCOMES, linger_s=OUTCOMES_LINGER_S)
+
+        @app.batch_agent(outcomes, name="tollway.settle")
         async def settle(batches: Any) -> None:
             """Settle reservations and learn from outcomes."""
             async for batch in batches:
@@ -232,18 +234,7 @@ class Worker:
     # -- features and the catalog
 
     def _intake(self, catalog: Catalog) -> Intake:
-        if catalog.encoder == "none":
-            return Intake(catalog, None)
-        if self._encoder is None:
-            # Most deployments send vectors; scikit-learn takes seconds to import.
-            from policy.lexical import default_encoder
-
-            self._encoder = default_encoder()
-        return Intake(catalog, self._encoder.encode)
+        return self._encoders.intake(catalog)
 
     def _features(self) -> str:
-        if self.follower.catalog.encoder == "none":
-            return "given"
-        self._intake(self.follower.catalog)
-        assert self._encoder is not None
-        return self._encoder.version
+        return self._encoders.features(self.follower.catalog)

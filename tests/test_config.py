@@ -22,14 +22,14 @@ def test_every_variable_is_read() -> None:
         "TOLLWAY_SESSION_TIMEOUT_S": "4", "TOLLWAY_CHECKPOINT_MS": "50",
         "TOLLWAY_RESERVATION_TTL_S": "6", "TOLLWAY_DEFER_MS": "7", "TOLLWAY_METRICS_PORT": "8",
         "TOLLWAY_HEADS_KEY": "/k", "TOLLWAY_LOG_LEVEL": "DEBUG",
-        "TOLLWAY_FAILPOINT": "sink.after_commit:kill:3",
+        "TOLLWAY_ENCODERS": "/e", "TOLLWAY_FAILPOINT": "sink.after_commit:kill:3",
     }  # fmt: skip
     assert set(env) == set(VARIABLES)
     assert Config.from_env({**env, "PATH": "/bin"}) == Config(
         home=Path("/h"), kafka="k:1", database_url="postgresql://d", partitions=3, replication=2,
         app_id="app", session_timeout_s=4, checkpoint_ms=50, reservation_ttl_ms=6_000,
         defer_ms=7, metrics_port=8, heads_key=Path("/k"), log_level="debug",
-        failpoint=Failpoint("sink.after_commit", "kill", 3),
+        encoders_folder=Path("/e"), failpoint=Failpoint("sink.after_commit", "kill", 3),
     )  # fmt: skip
 
 

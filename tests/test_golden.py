@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,29 @@ from policy.money import TOKENS_MAX
 from policy.registry import make_policy
 from policy.state import Limits, State
 from policy.terms import Settings
+from streams import topics
+from streams.client import Decisions
+from streams.embedded import KafkaServer
 from streams.intake import Intake
 from streams.outgoing import decision_records
 from streams.partition import settle_records
-from streams.records import Decision, Outcome, Request, Usage, decode, encode
+from streams.records import (
+    ArmEntry,
+    BudgetEntry,
+    CatalogEntry,
+    Decision,
+    Outcome,
+    PolicyEntry,
+    PriceEntry,
+    Request,
+    Usage,
+    decode,
+    encode,
+)
 from streams.replay.data import Recorded, read
 from streams.replay.run import BUDGET, Setup, Trace, at_ms, first_catalog, request_id, run
 from streams.replay.world import Scenario, World, make_world
+from tests.deployment import Deployment, Program
 
 SEED = 3000
 REQUESTS = 240
@@ -98,23 +118,30 @@ def by_worker(world: World, setup: Setup) -> list[Decision]:
     for step, row in enumerate(world.order.tolist()):
         due = step - 1 - setup.in_flight
         if due >= 0:
-            arm = recorded.models.index(str(worker.decisions[due].arm))
-            usage = Usage(
-                prompt_tokens=int(recorded.input_tokens[world.order[due]]),
-                completion_tokens=int(recorded.output_tokens[world.order[due], arm]),
-            )
-            reward = float(world.reward[due, arm])
-            outcome = Outcome(request_id=request_id(SEED, due), usage=usage, reward=reward)
-            worker.on_outcome(outcome, step=step)
-        request = Request(
-            request_id=request_id(SEED, step),
-            budget=BUDGET,
-            input_tokens=int(recorded.input_tokens[row]),
-            max_output_tokens=TOKENS_MAX,
-            features=recorded.features[row, :-1].tolist(),
-        )
-        worker.on_request(request, step=step)
+            worker.on_outcome(outcome_of(world, due, str(worker.decisions[due].arm)), step=step)
+        worker.on_request(request_of(recorded, row, step), step=step)
     return worker.decisions
+
+
+def request_of(recorded: Recorded, row: int, step: int) -> Request:
+    return Request(
+        request_id=request_id(SEED, step),
+        budget=BUDGET,
+        input_tokens=int(recorded.input_tokens[row]),
+        max_output_tokens=TOKENS_MAX,
+        features=recorded.features[row, :-1].tolist(),
+    )
+
+
+def outcome_of(world: World, step: int, arm: str) -> Outcome:
+    """Return what the caller of the arm chosen at a step reports."""
+    recorded, column = world.recorded, world.recorded.models.index(arm)
+    usage = Usage(
+        prompt_tokens=int(recorded.input_tokens[world.order[step]]),
+        completion_tokens=int(recorded.output_tokens[world.order[step], column]),
+    )
+    reward = float(world.reward[step, column])
+    return Outcome(request_id=request_id(SEED, step), usage=usage, reward=reward)
 
 
 def setup_of(policy: str, options: dict[str, Any]) -> Setup:
@@ -144,6 +171,80 @@ def test_replay_and_worker_decide_alike(world: World, policy: str, options: dict
     prices = [decision.budgets[0].dual_price for decision in decisions]
     assert prices == trace.dual_price.tolist()
     assert len({decision.arm for decision in decisions}) > 1
+
+
+@pytest.fixture
+def worker_alone(servers_root: Path) -> Iterator[Deployment]:
+    """Return a broker of its own and a worker to be started on it; no ledger."""
+    broker = KafkaServer(servers_root / "kafka-golden")
+    result = Deployment(broker.start(), "postgresql://nowhere", servers_root / "golden", 1)
+    result.folder.mkdir()
+    try:
+        yield result
+    finally:
+        result.close()
+        broker.stop()
+
+
+@pytest.mark.kafka
+async def test_replay_and_worker_decide_alike_through_kafka(
+    world: World, worker_alone: Deployment
+) -> None:
+    setup, count = setup_of("pareto", {"epsilon": 0.1}), 120
+    trace, recorded, rig = run(world, setup, seed=SEED), world.recorded, worker_alone
+    await topics.create(rig.kafka, app_id="tollway", partitions=1)
+    await rig.declare(entries_of(world, setup))
+    worker = rig.start_worker()
+    await rig.ready(worker)
+    reader = Decisions(rig.kafka, from_start=True)
+    await reader.start()
+    decisions: list[Decision] = []
+    async with rig.client() as client, aclosing(reader.batches()) as fetched:
+        for step, row in enumerate(world.order[:count].tolist()):
+            due = step - 1 - IN_FLIGHT
+            if due >= 0:
+                outcome = outcome_of(world, due, str(decisions[due].arm))
+                await (await client.report(BUDGET, outcome))
+                await until_settled(rig, worker, due + 1)
+            await (await client.send(request_of(recorded, row, step)))
+            [(decision, _)] = await asyncio.wait_for(anext(fetched), timeout=60.0)
+            decisions.append(decision)
+    assert [decision.arm for decision in decisions] == arms_of(world, trace)[:count]
+    assert [decision.explored for decision in decisions] == trace.explored[:count].tolist()
+    prices = [decision.budgets[0].dual_price for decision in decisions]
+    assert prices == trace.dual_price[:count].tolist()
+
+
+async def until_settled(rig: Deployment, worker: Program, count: int) -> None:
+    """Return when the worker has settled so many outcomes."""
+    deadline = time.monotonic() + 60.0
+    while worker.metric("tollway_outcomes_total", effect="applied") < count:
+        rig.check()
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def entries_of(world: World, setup: Setup) -> list[CatalogEntry]:
+    """Return the catalog of a replay as entries of the topic."""
+    catalog = first_catalog(world, setup)
+    settings, budget = catalog.settings, catalog.budgets[BUDGET]
+    entries: list[CatalogEntry] = [
+        PolicyEntry(
+            policy=settings.policy, dimensions=settings.dimensions, encoder="none",
+            options=settings.options,
+        ),
+        BudgetEntry(
+            budget=BUDGET, limit_nanousd=budget.limit_nanousd, window=budget.window,
+            per_request_nanousd=budget.per_request_nanousd,
+        ),
+    ]  # fmt: skip
+    for arm in catalog.arms:
+        assert arm.price is not None
+        entries.append(ArmEntry(arm=arm.arm, explore=arm.explore))
+        entries.append(
+            PriceEntry(arm=arm.arm, version=1, input=arm.price.input, output=arm.price.output)
+        )
+    return entries
 
 
 def test_the_same_records_are_decided_as_before(

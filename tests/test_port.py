@@ -10,7 +10,7 @@ from policy.arm_budgets import METHODS, evaluate_arm_budgets, prepare
 from policy.money import Price
 from policy.oracle import outcome
 from policy.port import Port, arm_prices
-from policy.recorded import Recorded, split_budget
+from policy.recorded import Growing, Recorded, estimate, split_budget
 from policy.terms import Arm, Contexts, Learning, Settings
 
 ARMS = (
@@ -218,6 +218,25 @@ def test_port_is_above_what_it_is_compared_with(case):
     assert results["port"].reward >= max(results[name].reward for name in rivals)
     assert 0 < results["port"].of_true <= 1.0 + 1e-9
     assert results["port"].served <= len(case.stream)
+
+
+def test_outcomes_of_the_stream_become_neighbours():
+    history, stream = synthetic(1)
+    known = Growing(history, stream.features)
+    rows = np.arange(5)
+    first, cost = known.estimate(rows, seen=5)
+    expected = estimate(history, stream.features[:5])
+    assert first == pytest.approx(expected[0], abs=0.41)
+    assert np.abs(first - expected[0]).mean() < 0.02
+    assert np.abs(cost / expected[1] - 1.0).mean() < 0.02
+    for row in range(5, 60):
+        known._vectors[len(history) + row] = known._vectors[len(history)]
+        known.learn(row, 2, reward=0.125, cost_usd=7.0)
+    later, cost = known.estimate(np.array([0]), seen=60)
+    assert (later[0, 2], cost[0, 2]) == (0.125, 7.0)
+    assert later[0, [0, 1, 3]] == pytest.approx(first[0, [0, 1, 3]])
+    # Nothing is a neighbour of itself, nor known before it happened.
+    assert known.estimate(np.array([5]), seen=6)[0][0, 2] == pytest.approx(first[0, 2])
 
 
 @pytest.mark.parametrize("split", ["weighted", "cost", "uniform", "extreme"])

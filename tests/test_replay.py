@@ -152,6 +152,15 @@ def test_the_ceiling_holds_and_learning_pays(tmp_path: Path, in_flight: int) -> 
     assert (trace.arm >= 0).all()
 
 
+def test_a_cold_start_keeps_to_the_ceiling_where_a_file_has_costs_alone(tmp_path: Path) -> None:
+    stream = read(save(tmp_path / "stream.npz", arrays(seed=6, count=200)))
+    assert stream.costs_only
+    trace = run(make_world(stream, Scenario(), seed=3000), setup(), seed=3000)
+    requests = np.arange(1, 201)
+    assert (trace.cost_nanousd.cumsum() / (CEILING * (requests + 50))).max() <= 1.0
+    assert (trace.arm == 2).sum() > 0
+
+
 def test_references_are_ordered_as_they_must_be(recorded: Recorded) -> None:
     known = references(
         make_world(recorded, Scenario(), seed=3000), ceiling_nanousd=CEILING, seed=3000
@@ -160,6 +169,21 @@ def test_references_are_ordered_as_they_must_be(recorded: Recorded) -> None:
     assert reward["cheapest"] < reward["best_fixed"] < reward["oracle_in_budget"]
     assert reward["oracle_in_budget"] <= reward["oracle"]
     assert known["oracle_in_budget"].cost_nanousd.mean() <= CEILING
+    assert reward["best_fixed"] <= reward["best_mix"] < reward["oracle_in_budget"]
+    assert known["best_mix"].cost_nanousd.mean() <= CEILING * 1.001
+
+
+def test_the_best_mix_gives_no_arm_more_than_its_capacity(recorded: Recorded) -> None:
+    world = make_world(recorded, Scenario(kind="onboarding", arm="middle"), seed=3000)
+    mixed = references(world, ceiling_nanousd=10**9, seed=3000, capacity=0.4)["best_mix"]
+    before, after = world.phases[0], slice(world.phases[1].start, None)
+    # Two arms of 0.4 cannot take every request: they take it all, evenly.
+    assert shares(mixed.arm[before]) == pytest.approx([0.5, 0.0, 0.5], abs=0.03)
+    assert shares(mixed.arm[after]) == pytest.approx([0.2, 0.4, 0.4], abs=0.03)
+
+
+def shares(arms: Any) -> list[float]:
+    return [float((arms == column).mean()) for column in range(3)]
 
 
 def test_a_price_cut_changes_the_price_and_the_cost_of_one_arm_for_a_phase(
@@ -246,15 +270,30 @@ def test_json_has_policies_and_references_of_one_shape(cli: typer.Typer, data: P
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert set(found["policies"]) == {"pareto", "cheapest"}
-    assert {"cheapest", "best_fixed", "random", "oracle", "oracle_in_budget"} == set(
-        found["references"]
-    )
+    assert set(found["references"]) == {
+        "cheapest", "best_fixed", "best_mix", "random", "oracle", "oracle_in_budget",
+    }  # fmt: skip
     for summary in (*found["policies"].values(), *found["references"].values()):
         assert {"reward", "reward_sd", "cost_over_ceiling", "shares", "regret"} <= set(summary)
         assert sum(summary["shares"].values()) + summary["rejected"] == pytest.approx(1.0)
         assert set(summary["cost_over_ceiling"]) >= {"mean", "worst_seed", "worst_moment"}
     assert found["policies"]["pareto"]["cost_over_ceiling"]["worst_seed"] <= 1.0
     assert picture.stat().st_size > 10_000
+
+
+def test_regret_is_measured_over_lengths(cli: typer.Typer, tmp_path: Path) -> None:
+    data = save(tmp_path / "tokens.npz", with_tokens())
+    arguments = ["replay", str(data), "--policy", "stageroute", "--policy", "random",
+                 "--ceiling", "0.002", "--seeds", "1", "--regret-over", "40,160"]  # fmt: skip
+    done = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert sum(found["policies"]["random"]["shares"].values()) == pytest.approx(1.0)
+    for name, growth in found["regret_over"].items():
+        assert growth["requests"] == [40, 160]
+        assert growth["regret_to_mix"][1] == found["policies"][name]["regret_to_mix"]
+    shown = CliRunner().invoke(cli, arguments).stdout
+    assert "exponent" in shown
 
 
 def test_arm_budgets_are_compared(cli: typer.Typer, data: Path) -> None:
@@ -264,9 +303,10 @@ def test_arm_budgets_are_compared(cli: typer.Typer, data: Path) -> None:
          "--total", "0.02", "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    methods = json.loads(done.stdout)["methods"]
-    assert methods["port"]["reward"] > 0.0
-    assert {"of_estimated", "of_true", "cost_usd"} <= set(methods["port"])
+    found = json.loads(done.stdout)
+    assert found["policies"]["port"]["reward"] > 0.0
+    assert {"of_estimated", "of_true", "cost_usd"} <= set(found["policies"]["port"])
+    assert set(found["references"]) == {"cheapest", "pooled"}
 
 
 @pytest.mark.parametrize(
@@ -279,6 +319,8 @@ def test_arm_budgets_are_compared(cli: typer.Typer, data: Path) -> None:
         (["--scenario", "flood"], "a scenario is"),
         (["--controller", "bang"], "a controller is"),
         (["--arm-budgets", "uniform"], "--prior"),
+        (["--regret-over", "300,100"], "ascending"),
+        (["--regret-over", "300,x"], "ascending"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_the_reason(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -26,6 +30,19 @@ def endpoints_of(ctx: typer.Context) -> tuple[str, str]:
 def kafka_of(ctx: typer.Context) -> str:
     """Return Kafka's servers; Postgres need not run."""
     return config_of(ctx).kafka or endpoints_of(ctx)[0]
+
+
+@contextmanager
+def foreign_output() -> Iterator[None]:
+    """Send what libraries print to the standard error: HiGHS says a line there now and then."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -16,7 +16,7 @@ from policy.lexical import default_encoder
 from policy.offpolicy import Evaluation, Log, evaluate, target_probabilities
 from policy.registry import make_policy
 from policy.terms import PolicyError, Settings
-from streams.commands.common import fail
+from streams.commands.common import fail, foreign_output
 from streams.decision_log import LogError, read_log
 
 _WEIGHT_OFF = 0.1
@@ -49,7 +49,8 @@ def register(app: typer.Typer) -> None:
             width = decisions.features.shape[1] - 1
             settings = Settings(policy=policy, dimensions=width, options=options)
             made = make_policy(settings)
-            target = target_probabilities(decisions, made, learn=not frozen)
+            with foreign_output():
+                target = target_probabilities(decisions, made, learn=not frozen)
             reward, cost = evaluate(decisions, target, confidence=confidence)
         except (LogError, PolicyError, ValueError) as exc:
             fail(str(exc))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -16,11 +16,13 @@ from rich.table import Table
 from policy.money import NANO_PER_USD, parse_usd
 from policy.registry import POLICIES, UnknownPolicyError, make_policy
 from policy.terms import PolicyError, Settings
+from streams.commands.common import foreign_output
 from streams.replay.arm_budgets import compare_arm_budgets
 from streams.replay.data import DataError, Recorded, read
-from streams.replay.job import FIRST_SEED, Job, Result, replay
+from streams.replay.job import FIRST_SEED, Job, Result
+from streams.replay.regret import replay_lengths
 from streams.replay.run import Setup
-from streams.replay.show import phase_table, plot, table
+from streams.replay.show import growth_table, phase_table, plot, table
 from streams.replay.world import Kind, Scenario
 
 _TOLD_THE_CEILING = {"batch-split", "fixed", "mix", "stageroute"}
@@ -61,6 +63,10 @@ def register(app: typer.Typer) -> None:
         requests: Annotated[
             int | None, typer.Option(min=3, help="Draw so many, with replacement.")
         ] = None,
+        regret_over: Annotated[
+            str | None,
+            typer.Option(help="Replay so many requests, and so many: T,T,… and fit the regret."),
+        ] = None,
         scenario: Annotated[str, typer.Option(help=", ".join(get_args(Kind)))] = "stationary",
         arm: Annotated[str | None, typer.Option(help="Arm of the scenario.")] = None,
         price_factor: Annotated[
@@ -87,41 +93,51 @@ def register(app: typer.Typer) -> None:
             stream, learned = _data(data, prior, prior_share, features, shuffle)
             if arm_budgets is not None:
                 numbers = [FIRST_SEED + number for number in range(seeds)]
-                compared = compare_arm_budgets(
-                    stream, learned, split=arm_budgets, total=total, seeds=numbers
-                )
+                with foreign_output():
+                    compared = compare_arm_budgets(
+                        stream, learned, split=arm_budgets, total=total, seeds=numbers
+                    )
                 _print_arm_budgets(compared, as_json=as_json)
                 return
             ceiling_nanousd = None if ceiling is None else parse_usd(ceiling)
-            job = Job(
-                stream=stream,
-                prior=learned,
-                policies=_policies(
+            setup = Setup(
+                settings=Settings(),
+                ceiling_nanousd=ceiling_nanousd,
+                budget_nanousd=None if budget is None else parse_usd(budget),
+                window=window,
+                in_flight=in_flight,
+                feedback_share=feedback_share,
+                controller=_controller(controller),
+            )
+
+            def job(length: int | None) -> Job:
+                policies = _policies(
                     policy or ["pareto"],
                     set_ or [],
                     ceiling_nanousd=ceiling_nanousd,
-                    steps=requests or len(stream),
+                    steps=length or len(stream),
                     dimensions=stream.dimensions,
-                ),
-                setup=Setup(
-                    settings=Settings(),
-                    ceiling_nanousd=ceiling_nanousd,
-                    budget_nanousd=None if budget is None else parse_usd(budget),
-                    window=window,
-                    in_flight=in_flight,
-                    feedback_share=feedback_share,
-                    controller=_controller(controller),
-                ),
-                scenario=Scenario(
-                    kind=_kind(scenario), arm=arm, price_factor=price_factor, level=level
-                ),
-                seeds=seeds,
-                requests=requests,
-                published=(
-                    _data(data, None, prior_share, "features", shuffle)[0] if published else None
-                ),
-            )
-            result = _with_progress(job)
+                )
+                return Job(
+                    stream=stream,
+                    prior=learned,
+                    policies=policies,
+                    setup=setup,
+                    scenario=Scenario(
+                        kind=_kind(scenario), arm=arm, price_factor=price_factor, level=level
+                    ),
+                    seeds=seeds,
+                    requests=length,
+                    published=(
+                        _data(data, None, prior_share, "features", shuffle)[0]
+                        if published
+                        else None
+                    ),
+                    capacity=_capacity(policies),
+                )
+
+            lengths = _lengths(regret_over) if regret_over is not None else [requests]
+            result, growth = _with_progress([job(length) for length in lengths])
             if plot_file is not None:
                 plot(plot_file, result, ceiling_nanousd=ceiling_nanousd)
         except ImportError as exc:
@@ -130,7 +146,7 @@ def register(app: typer.Typer) -> None:
         except (DataError, PolicyError, ValueError) as exc:
             typer.echo(f"tollway replay: {exc}", err=True)
             raise typer.Exit(2) from None
-        _print(result, as_json=as_json)
+        _print(result, growth if regret_over is not None else {}, as_json=as_json)
 
 
 def _data(
@@ -210,25 +226,47 @@ def _controller(text: str) -> str:
     return text
 
 
-def _with_progress(job: Job) -> Result:
+def _lengths(text: str) -> list[int]:
+    found = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if len(found) != text.count(",") + 1 or min(found) < 3 or sorted(set(found)) != found:
+        raise ValueError(f"--regret-over takes ascending numbers from 3 on, T,T,…, not {text!r}")
+    return found
+
+
+def _capacity(policies: Mapping[str, Settings]) -> float:
+    """Return the share that every replayed policy may give an arm."""
+    capacities = {
+        float(settings.options.get("capacity", 0.4)) if name == "stageroute" else 1.0
+        for name, settings in policies.items()
+    }
+    return max(capacities)
+
+
+def _with_progress(jobs: Sequence[Job]) -> tuple[Result, dict[str, dict[str, Any]]]:
     """Replay with a bar on a terminal; nothing else is written there."""
     columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("replay", total=job.steps())
-        return replay(job, lambda _: progress.advance(task))
+    with (
+        foreign_output(),
+        Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress,
+    ):
+        task = progress.add_task("replay", total=sum(job.steps() for job in jobs))
+        return replay_lengths(jobs, lambda _: progress.advance(task))
 
 
-def _print(result: Result, *, as_json: bool) -> None:
+def _print(result: Result, growth: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result.as_json()))
+        more = {"regret_over": growth} if growth else {}
+        typer.echo(json.dumps(result.as_json() | more))
         return
-    console = Console()
+    console = _console()
     console.print(table(result.as_json()))
     if result.world.phases:
         console.print(phase_table(result.as_json()))
+    if growth:
+        console.print(growth_table(growth))
 
 
 def _print_arm_budgets(compared: Mapping[str, Any], *, as_json: bool) -> None:
@@ -239,6 +277,12 @@ def _print_arm_budgets(compared: Mapping[str, Any], *, as_json: bool) -> None:
     columns = ("reward", "cost_usd", "served", "of_estimated", "of_true")
     for name in ("", *columns):
         shown.add_column(name, justify="left" if not name else "right")
-    for name, values in compared["methods"].items():
+    for name, values in {**compared["policies"], **compared["references"]}.items():
         shown.add_row(name, *(f"{values[column]:.4f}" for column in columns))
-    Console().print(shown)
+    _console().print(shown)
+
+
+def _console() -> Console:
+    """Return the standard output, wide enough for a table if it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from policy.catalog import Catalog
 from policy.state import Limits
 from streams.commands.common import config_of, fail, kafka_of
 from streams.commands.talking import Json, errors_told
-from streams.intake import Intake
+from streams.encoders import Encoders
 from streams.replay_log.run import Bound, PartitionReport, replay_log
-
-if TYPE_CHECKING:
-    from policy.lexical import LexicalEncoder
 
 SHOWN_MAX = 10
 """Differences of a partition that are shown."""
@@ -49,7 +45,7 @@ def register(app: typer.Typer) -> None:
         what it was for the workers.
         """
         kafka, config = kafka_of(ctx), config_of(ctx)
-        encoders = _Encoders()
+        encoders = Encoders(config.encoders)
         replaying = replay_log(
             kafka,
             begin=_bound(begin),
@@ -70,30 +66,6 @@ def register(app: typer.Typer) -> None:
             for part in report.partitions:
                 typer.echo("\n".join(_lines(part)))
         raise typer.Exit(1 if report.differs else 0 if report.complete else 2)
-
-
-class _Encoders:
-    """Makes features of prompts as the workers do; the library is only imported for prompts."""
-
-    def __init__(self) -> None:
-        self._encoder: LexicalEncoder | None = None
-
-    def intake(self, catalog: Catalog) -> Intake:
-        """Return the intake for one version of the catalog."""
-        if catalog.encoder == "none":
-            return Intake(catalog, None)
-        return Intake(catalog, self._lexical().encode)
-
-    def features(self, catalog: Catalog) -> str:
-        """Return the name of the features, as decisions carry it."""
-        return "given" if catalog.encoder == "none" else self._lexical().version
-
-    def _lexical(self) -> LexicalEncoder:
-        if self._encoder is None:
-            from policy.lexical import default_encoder
-
-            self._encoder = default_encoder()
-        return self._encoder
 
 
 def _bound(text: str | None) -> Bound:

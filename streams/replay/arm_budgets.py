@@ -18,7 +18,9 @@ from streams.replay.data import DataError, Recorded
 def compare_arm_budgets(
     stream: Recorded, prior: Recorded | None, *, split: str, total: str, seeds: list[int]
 ) -> dict[str, Any]:
-    """Return, by method, the means over seeds of what ``policy.arm_budgets.Served`` holds.
+    """Return, by name, the means over seeds of what ``policy.arm_budgets.Served`` holds.
+
+    References are those that are given the whole budget unsplit.
 
     Parameters
     ----------
@@ -66,7 +68,8 @@ def compare_arm_budgets(
         name: {key: float(np.mean(values)) for key, values in columns.items()}
         for name, columns in sums.items()
     }
-    return {"total_usd": total_usd, "split": split, "methods": means}
+    unsplit = {name: means.pop(name) for name in ("cheapest", "pooled")}
+    return {"total_usd": total_usd, "split": split, "policies": means, "references": unsplit}
 
 
 def _known(data: Recorded) -> history_data.Recorded:

@@ -24,6 +24,7 @@ class Job:
     """What to replay: a stream, maybe something to learn before it, and the policies.
 
     ``published`` is the stream with the vectors of the published package, to run that beside.
+    ``capacity`` is the largest share that the reference ``best_mix`` may give an arm.
     """
 
     stream: Recorded
@@ -34,6 +35,7 @@ class Job:
     seeds: int
     requests: int | None
     published: Recorded | None = None
+    capacity: float = 1.0
 
     def steps(self) -> int:
         """Return how many decisions will be made."""
@@ -74,13 +76,12 @@ def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
         for seed in seeds
     ]
     known = [
-        references(world, ceiling_nanousd=ceiling, seed=seed)
+        references(world, ceiling_nanousd=ceiling, seed=seed, capacity=job.capacity)
         for world, seed in zip(worlds, seeds, strict=True)
     ]
-    best = [traces["oracle_in_budget"] for traces in known]
 
     def summary(traces: list[Trace]) -> dict[str, Any]:
-        return summarise(worlds, traces, best, setup=job.setup, scenario=job.scenario)
+        return summarise(worlds, traces, known, setup=job.setup, scenario=job.scenario)
 
     policies, first = {}, {}
     for name, settings in job.policies.items():

@@ -41,7 +41,7 @@ def phase_table(result: Mapping[str, Any]) -> Table:
     for name in ("", "phase", "reward", "cost/ceiling", "shares"):
         shown.add_column(name, justify="left" if name in ("", "shares") else "right")
     for name, summary in {**result["policies"], **result["references"]}.items():
-        for number, phase in enumerate(summary.get("phases", ()), start=1):
+        for number, phase in enumerate(summary["phases"], start=1):
             shares = sorted(phase["shares"].items(), key=lambda item: -item[1])[:4]
             shown.add_row(
                 name if number == 1 else "",
@@ -53,6 +53,21 @@ def phase_table(result: Mapping[str, Any]) -> Table:
         for key in ("steps_until_half", "steps_until_adopted", "gain_share"):
             if key in summary:
                 shown.add_row("", "", "", "", f"{key.replace('_', ' ')}: {summary[key]}")
+    return shown
+
+
+def growth_table(growth: Mapping[str, Any]) -> Table:
+    """Return each policy's regret to the best mix by length, and the exponent that fits."""
+    shown = Table(box=None, pad_edge=False)
+    lengths = next(iter(growth.values()))["requests"]
+    for name in ("regret to the best mix", *(f"{length:,}" for length in lengths), "exponent"):
+        shown.add_column(name, justify="left" if name.startswith("regret") else "right")
+    for name, found in growth.items():
+        shown.add_row(
+            name,
+            *(f"{regret:.1f}" for regret in found["regret_to_mix"]),
+            _number(found["exponent"]),
+        )
     return shown
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ SETTLED = 150
 def summarise(
     worlds: Sequence[World],
     traces: Sequence[Trace],
-    best: Sequence[Trace],
+    known: Sequence[Mapping[str, Trace]],
     *,
     setup: Setup,
     scenario: Scenario,
@@ -32,11 +32,14 @@ def summarise(
 
     Parameters
     ----------
-    worlds, traces, best : sequences of equal length
-        The streams, what the policy did, and what the oracle within the budget did.
+    worlds, traces, known : sequences of equal length
+        The streams, what the policy did, and the references.
     """
     rewards = np.array([trace.reward.mean() for trace in traces])
-    goal = np.array([trace.reward.mean() for trace in best])
+    goals = {
+        name: np.array([traces[name].reward.mean() for traces in known])
+        for name in ("oracle_in_budget", "best_mix")
+    }
     models = worlds[0].recorded.models
     steps = len(traces[0].arm)
     summary: dict[str, Any] = {
@@ -46,17 +49,18 @@ def summarise(
         "cost_over_ceiling": _over(traces, slice(0, steps), setup),
         "shares": _shares(traces, models, slice(0, steps)),
         "rejected": float(np.mean([(t.arm < 0).mean() for t in traces])),
-        "regret": float((goal - rewards).mean() * steps),
+        "regret": float((goals["oracle_in_budget"] - rewards).mean() * steps),
+        "regret_to_mix": float((goals["best_mix"] - rewards).mean() * steps),
     }
+    summary["phases"] = [
+        {
+            "reward": float(np.mean([t.reward[phase].mean() for t in traces])),
+            "cost_over_ceiling": _over(traces, phase, setup),
+            "shares": _shares(traces, models, phase),
+        }
+        for phase in worlds[0].phases
+    ]
     if worlds[0].phases:
-        summary["phases"] = [
-            {
-                "reward": float(np.mean([t.reward[phase].mean() for t in traces])),
-                "cost_over_ceiling": _over(traces, phase, setup),
-                "shares": _shares(traces, models, phase),
-            }
-            for phase in worlds[0].phases
-        ]
         summary |= _adapting(worlds, traces, scenario)
     return summary
 

@@ -22,8 +22,11 @@ from tests.nemesis_parts.oracle import OracleLog, Place
 from tests.nemesis_parts.world import PARTITIONS
 
 TICK_S = 0.05
+BACKLOG_TICKS = 10
 ACK_S = 6.0
 """After so long without an acknowledgement a record's fate is unknown."""
+BACKLOG_MAX = 1_500
+"""With so many requests undecided no more are sent: those of small windows take long to drain."""
 AGAIN = 0.7
 """Share of those records that are sent once more."""
 
@@ -152,12 +155,17 @@ class Load:
     # -- sending
 
     async def _send(self) -> None:
-        began, count = time.monotonic(), 0
-        while True:
+        before, owed, behind = time.monotonic(), 0.0, False
+        for tick in itertools.count():
             now = time.monotonic()
-            while self.sending and count < (now - began) * self._rate:
+            if tick % BACKLOG_TICKS == 0:
+                behind = self.undecided >= BACKLOG_MAX
+            if self.sending and not behind:
+                owed += (now - before) * self._rate
+            before = now
+            while owed >= 1.0:
                 self._plan(now, self._content.requests(next(self._number)))
-                count += 1
+                owed -= 1.0
             items = []
             while self._due and self._due[0][0] <= now:
                 items.append(heapq.heappop(self._due)[2])
