@@ -7,7 +7,7 @@ import heapq
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +25,6 @@ TICK_S = 0.05
 BACKLOG_TICKS = 10
 ACK_S = 6.0
 """After so long without an acknowledgement a record's fate is unknown."""
-BACKLOG_MAX = 1_500
-"""With so many requests undecided no more are sent: those of small windows take long to drain."""
 AGAIN = 0.7
 """Share of those records that are sent once more."""
 
@@ -86,7 +84,7 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._in_flight = 0
         self._seen: set[str] = set()
-        self._acknowledged: set[str] = set()
+        self._acknowledged: dict[str, str] = {}
         self._waiting: dict[int, dict[str, int]] = defaultdict(dict)
         self._ends: dict[int, int] = defaultdict(int)
         self.letters: set[Place] = set()
@@ -123,7 +121,7 @@ class Load:
     @property
     def undecided(self) -> int:
         """Return how many acknowledged requests have no decision yet."""
-        return len(self._acknowledged - self._seen)
+        return len(self._acknowledged.keys() - self._seen)
 
     def caught_up(self) -> Callable[[], bool]:
         """Return what tells whether all that is acknowledged now has been decided.
@@ -155,17 +153,18 @@ class Load:
     # -- sending
 
     async def _send(self) -> None:
-        before, owed, behind = time.monotonic(), 0.0, False
+        began, count, backlog = time.monotonic(), 0, Counter[str]()
         for tick in itertools.count():
             now = time.monotonic()
             if tick % BACKLOG_TICKS == 0:
-                behind = self.undecided >= BACKLOG_MAX
-            if self.sending and not behind:
-                owed += (now - before) * self._rate
-            before = now
-            while owed >= 1.0:
-                self._plan(now, self._content.requests(next(self._number)))
-                owed -= 1.0
+                undecided = self._acknowledged.keys() - self._seen
+                backlog = Counter(self._acknowledged[name] for name in undecided)
+            while self.sending and count < (now - began) * self._rate:
+                items = list(self._content.requests(next(self._number)))
+                root = items[0][1].key.decode()
+                if backlog[root] < self._content.backlog_max(root):
+                    self._plan(now, items)
+                count += 1
             items = []
             while self._due and self._due[0][0] <= now:
                 items.append(heapq.heappop(self._due)[2])
@@ -203,7 +202,7 @@ class Load:
         place = future.result()
         self._oracle.acknowledged(serial, place.partition, place.offset)
         if item.topic == REQUESTS and item.kind == "good":
-            self._acknowledged.add(item.request_id)
+            self._acknowledged[item.request_id] = item.key.decode()
             self._ends[place.partition] = place.offset
             rich = self._content.is_rich(item.key.decode())
             if rich and item.request_id not in self._seen:
