@@ -26,7 +26,7 @@ from tests.nemesis_parts.campaign import run
 from tests.nemesis_parts.plan import RATES
 from tests.nemesis_parts.report import Result, sum_up
 
-RATE = 110.0
+RATE = 125.0
 """Requests a second; with decisions and outcomes about three times as many records."""
 
 

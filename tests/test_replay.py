@@ -152,6 +152,15 @@ def test_the_ceiling_holds_and_learning_pays(tmp_path: Path, in_flight: int) -> 
     assert (trace.arm >= 0).all()
 
 
+def test_a_cold_start_keeps_to_the_ceiling_where_a_file_has_costs_alone(tmp_path: Path) -> None:
+    stream = read(save(tmp_path / "stream.npz", arrays(seed=6, count=200)))
+    assert stream.costs_only
+    trace = run(make_world(stream, Scenario(), seed=3000), setup(), seed=3000)
+    requests = np.arange(1, 201)
+    assert (trace.cost_nanousd.cumsum() / (CEILING * (requests + 50))).max() <= 1.0
+    assert (trace.arm == 2).sum() > 0
+
+
 def test_references_are_ordered_as_they_must_be(recorded: Recorded) -> None:
     known = references(
         make_world(recorded, Scenario(), seed=3000), ceiling_nanousd=CEILING, seed=3000

@@ -118,7 +118,7 @@ async def test_pages_of_which_the_write_failed_are_written_again(broken: str) ->
     partition = Partition(
         number=1, partitions=2, state=machine.state, follower=unused, make_intake=unused,
         tables=tables, decisions=silent, dead_letters=silent, statistics=silent,
-        metrics=Metrics(), features="given", committed_outcomes=0, lock=asyncio.Lock(),
+        metrics=Metrics(), features="given", committed_outcomes=0, lock=asyncio.Lock(), read_ms=0,
     )  # fmt: skip
     tables[broken].broken = True
     with pytest.raises(ConnectionError):
@@ -187,7 +187,7 @@ async def test_a_record_that_lies_elsewhere_ends_the_worker() -> None:
         await outbox.flush()
 
 
-@pytest.mark.parametrize("seed", [0, 4, 6, 8, 13, 17, 18])
+@pytest.mark.parametrize("seed", [0, 2, 4, 5, 6, 7, 8, 18, 22])
 def test_simulated_seeds_keep_the_laws(seed: int) -> None:
     """Seeds of ``tests/simulate.py``, each with a fault that a planted bug does not survive."""
     assert run_seed(seed).records > 0

@@ -63,6 +63,11 @@ class Recorded:
         """Number of features without the constant."""
         return int(self.features.shape[1]) - 1
 
+    @property
+    def costs_only(self) -> bool:
+        """Whether the file gave costs, which are kept as tokens of an invented price."""
+        return not self.input_tokens.any() and not any(price.input for price in self.prices)
+
     def rows(self, part: slice | Ints) -> Recorded:
         """Return a part of the requests."""
         return replace(

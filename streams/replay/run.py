@@ -18,7 +18,7 @@ from policy.settle import settle
 from policy.state import Limits, State
 from policy.terms import Arm, Bools, Floats, Ints, Learning, Settings
 from streams.records import request_digest
-from streams.replay.data import DataError, Recorded
+from streams.replay.data import PSEUDO_TOKENS, DataError, Recorded
 from streams.replay.world import World
 
 BUDGET = "replay"
@@ -123,7 +123,7 @@ def run(
     on_step : callable, optional
         Told the number of each step.
     """
-    runner = _Runner(world, setup, seed)
+    runner = _Runner(world, setup, seed, cold=prior is None)
     if prior is not None:
         runner.learn_prior(prior)
     for step in range(len(world.order)):
@@ -133,10 +133,15 @@ def run(
     return runner.trace()
 
 
-def first_catalog(world: World, setup: Setup) -> Catalog:
-    """Return the catalog that a run begins with."""
+def first_catalog(world: World, setup: Setup, *, cold: bool = False) -> Catalog:
+    """Return the catalog that a run begins with.
+
+    Where a file has costs but no tokens, an arm's price is of units of its own: without a prior
+    (``cold``) the catalog says how many of them a usual answer takes, as an operator would.
+    """
     settings = replace(setup.settings, dimensions=world.recorded.dimensions)
     catalog = Catalog(settings=settings)
+    usual = PSEUDO_TOKENS if cold and world.recorded.costs_only else None
     for column, name in enumerate(world.recorded.models):
         catalog = catalog.with_arm(
             Arm(
@@ -144,6 +149,7 @@ def first_catalog(world: World, setup: Setup) -> Catalog:
                 price=world.prices[0][column],
                 deployed=bool(world.available[0, column]),
                 explore=setup.explore,
+                prior_output_tokens=usual,
             )
         )
     return catalog.with_budget(
@@ -161,11 +167,11 @@ def first_catalog(world: World, setup: Setup) -> Catalog:
 class _Runner:
     """The logs of one partition, and the truth that answers its decisions."""
 
-    def __init__(self, world: World, setup: Setup, seed: int) -> None:
+    def __init__(self, world: World, setup: Setup, seed: int, *, cold: bool) -> None:
         self._world = world
         self._setup = setup
         self._seed = seed
-        self._catalog = first_catalog(world, setup)
+        self._catalog = first_catalog(world, setup, cold=cold)
         self._state = State(
             dimensions=world.recorded.dimensions,
             make_policy=make_policy,

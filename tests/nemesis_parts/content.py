@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from streams.topics import OUTCOMES, REQUESTS
-from tests.nemesis_parts.world import DIMENSIONS, PARTITIONS, TTL_S, Root, World
+from tests.nemesis_parts.world import (
+    DIMENSIONS,
+    MEAN_COST_NANOUSD,
+    PARTITIONS,
+    TTL_S,
+    Root,
+    World,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,15 @@ class Content:
     def is_rich(self, root: str) -> bool:
         """Return whether a root never runs out."""
         return self._kinds.get(root) == "rich"
+
+    def backlog_max(self, root: str) -> float:
+        """Return how many requests of a root may be undecided before it is asked for no more.
+
+        What waits for the money of later windows must not take longer than the healing may.
+        """
+        if self._kinds.get(root) != "window":
+            return math.inf
+        return 3.0 * self._world.budgets[root][0] / MEAN_COST_NANOUSD
 
     # -- requests
 

@@ -68,11 +68,12 @@ class Nemesis:
         try:
             wait = True
             for fault in self._faults:
-                if self._is_stuck() and fault.kind not in CALM:
-                    continue
-                await asyncio.sleep(fault.gap_s if wait else 0.0)
+                skipped = self._is_stuck() and fault.kind not in CALM
+                await asyncio.sleep(POLL_S if skipped else fault.gap_s if wait else 0.0)
                 if time.monotonic() >= deadline:
                     break
+                if skipped:
+                    continue
                 self._load.check()
                 task = asyncio.create_task(self._do(fault))
                 self._running.add(task)

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from tests.nemesis_parts.oracle import OracleLog, Place
 from tests.nemesis_parts.world import PARTITIONS
 
 TICK_S = 0.05
+BACKLOG_TICKS = 10
 ACK_S = 6.0
 """After so long without an acknowledgement a record's fate is unknown."""
 AGAIN = 0.7
@@ -83,7 +84,7 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._in_flight = 0
         self._seen: set[str] = set()
-        self._acknowledged: set[str] = set()
+        self._acknowledged: dict[str, str] = {}
         self._waiting: dict[int, dict[str, int]] = defaultdict(dict)
         self._ends: dict[int, int] = defaultdict(int)
         self.letters: set[Place] = set()
@@ -120,7 +121,7 @@ class Load:
     @property
     def undecided(self) -> int:
         """Return how many acknowledged requests have no decision yet."""
-        return len(self._acknowledged - self._seen)
+        return len(self._acknowledged.keys() - self._seen)
 
     def caught_up(self) -> Callable[[], bool]:
         """Return what tells whether all that is acknowledged now has been decided.
@@ -152,11 +153,17 @@ class Load:
     # -- sending
 
     async def _send(self) -> None:
-        began, count = time.monotonic(), 0
-        while True:
+        began, count, backlog = time.monotonic(), 0, Counter[str]()
+        for tick in itertools.count():
             now = time.monotonic()
+            if tick % BACKLOG_TICKS == 0:
+                undecided = self._acknowledged.keys() - self._seen
+                backlog = Counter(self._acknowledged[name] for name in undecided)
             while self.sending and count < (now - began) * self._rate:
-                self._plan(now, self._content.requests(next(self._number)))
+                items = list(self._content.requests(next(self._number)))
+                root = items[0][1].key.decode()
+                if backlog[root] < self._content.backlog_max(root):
+                    self._plan(now, items)
                 count += 1
             items = []
             while self._due and self._due[0][0] <= now:
@@ -195,7 +202,7 @@ class Load:
         place = future.result()
         self._oracle.acknowledged(serial, place.partition, place.offset)
         if item.topic == REQUESTS and item.kind == "good":
-            self._acknowledged.add(item.request_id)
+            self._acknowledged[item.request_id] = item.key.decode()
             self._ends[place.partition] = place.offset
             rich = self._content.is_rich(item.key.decode())
             if rich and item.request_id not in self._seen:

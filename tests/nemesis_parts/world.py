@@ -101,6 +101,8 @@ def make_world(seed: int, *, seconds: float, rate: float) -> World:
     world = World(roots=roots)
     for root in roots:
         share = root.weight / total * rate * MEAN_COST_NANOUSD
+        # Windows have twice what is spent in them in calm: they bind when a backlog is caught up
+        # with, but an hour of outages must not leave one that takes another hour.
         limit = {"rich": RICH_NANOUSD, "tight": share * seconds * 0.5, "window": share * 15 * 0.7}
         for path, part in _PATHS.items():
             amount = max(int(limit[root.kind] * part), 10 * MEAN_COST_NANOUSD)
