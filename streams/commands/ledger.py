@@ -18,13 +18,11 @@ from rich.table import Table
 
 from policy.money import format_usd
 from streams.config import Config, ConfigError
-from streams.ledger import migrate as migrations
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
 from streams.ledger.database import describe
 from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
 from streams.ledger.roles import grant_sink
-from streams.ledger.sink import run_sink
 from streams.ledger.verify import Report, verify
 from streams.ledger.writer import relax_collector
 
@@ -69,6 +67,8 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Create or update the ledger's tables; safe to repeat."""
+        from streams.ledger import migrate as migrations
+
         config: Config = ctx.obj
         with _errors_told():
             url = _database_url(config)
@@ -101,6 +101,8 @@ def register(app: typer.Typer) -> None:
 
 
 async def _run_until_signal(config: Config, *, accept_gaps: bool) -> None:
+    from streams.ledger.sink import run_sink
+
     kafka, database_url = config.endpoints()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
