@@ -13,7 +13,7 @@ from policy.pacer import affordable, dual_price, standing_of
 from policy.paths import Pairs
 from policy.requests import Requests
 from policy.state import State
-from policy.terms import Bools, Contexts, Floats, Ints
+from policy.terms import Bools, Contexts, Floats, Ints, Ranking
 
 OUTPUT_SHARE = 0.95
 """Share of answers that a lowered output cap must hold, by what the arm's answers have been: the
@@ -102,7 +102,7 @@ def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_
     # Several budgets may bind one request: the largest price lets each follow its plan.
     price = np.zeros(len(batch))
     np.maximum.at(price, pairs.row, prices[pairs.place])
-    ranking = state.policy.rank(contexts, dual_price=price, eligible=eligible)
+    ranking = _ranked(state, contexts, price, eligible)
     bound = _bounds(state, contexts)
     expected = np.rint(np.maximum(ranking.cost_usd, 0.0) * NANO_PER_USD)
     cost = np.minimum(expected, bound).astype(np.int64)
@@ -201,6 +201,15 @@ def _found(
         max_output_tokens=batch.max_output_tokens.item(row) if cap is None else cap,
         why_not=why_not,
     )
+
+
+def _ranked(state: State, contexts: Contexts, dual_price: Floats, eligible: Bools) -> Ranking:
+    """Return the policy's ranking; no policy is asked to choose among no arms."""
+    if eligible.shape[1]:
+        return state.policy.rank(contexts, dual_price=dual_price, eligible=eligible)
+    none = np.zeros(eligible.shape)
+    explored = np.zeros(len(contexts), np.bool_)
+    return Ranking(reward=none, cost_usd=none, score=none, propensity=none, explored=explored)
 
 
 def _bounds(state: State, contexts: Contexts) -> Ints:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from policy.money import NANO_PER_USD
 from policy.terms import Arm, Bools, Contexts, Floats, Ints, Learning, Policy, Seeds
@@ -245,7 +245,7 @@ def _mean(terms: Floats, effective: float, confidence: float) -> Estimate:
     standard = (terms - mean) / spread
     skew, kurtosis = float((standard**3).mean()), float((standard**4).mean())
     freedom = min(2.0 * count / max(kurtosis - 1.0, 1e-9), effective - 1.0)
-    quantile = float(student.ppf(0.5 + confidence / 2.0, df=max(freedom, 1.0)))
+    quantile = float(stdtrit(max(freedom, 1.0), 0.5 + confidence / 2.0))
     ends = [mean - spread / root * _untransformed(end, skew, root) for end in (quantile, -quantile)]
     return Estimate(mean=mean, low=ends[0], high=ends[1])
 

@@ -106,7 +106,9 @@ def plan(fields: list[Fields], log: CatalogLog) -> list[Change]:
 
 
 def warnings(changes: list[Change], log: CatalogLog) -> Iterator[str]:
-    """Say which arms would not be routed to, once the changes are made."""
+    """Say what the changes do besides: workers that start anew, arms that are not routed to."""
+    if "policy" in log.listed and any(change.key == "policy" for change in changes):
+        yield "workers end with code 70 at their next request, to start anew with the policy"
     entries = {key: listed.entry for key, listed in log.listed.items()}
     entries |= {change.key: change.new for change in changes}
     arms = {key.partition(":")[2] for key in entries if key.startswith("arm:")}

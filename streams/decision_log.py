@@ -1,8 +1,8 @@
 """Logged decisions with their outcomes, read from a file for off-policy evaluation.
 
-``.jsonl`` holds records as they lie on the topics, one a line and in any order between kinds:
-decisions and outcomes, and if they are to be used requests (for features) and catalog entries (for
-prices). ``.npz`` holds arrays, described at :func:`read_npz`.
+``.jsonl`` holds records as they lie on the topics or as ``tollway tail --json`` prints them, one a
+line and in any order between kinds: decisions and outcomes, and if they are to be used requests
+(for features) and catalog entries (for prices). ``.npz`` holds arrays, see :func:`read_npz`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class _Records:
         raw = msgspec.json.decode(line)
         if not isinstance(raw, dict):
             raise LogError("a line must be a JSON object")
+        if isinstance(raw.get("record"), dict) and "topic" in raw:
+            raw = raw["record"]
+            line = msgspec.json.encode(raw)
         if "kind" in raw:
             entry = decode_catalog(line)
             if isinstance(entry, ArmEntry):

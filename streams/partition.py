@@ -346,5 +346,8 @@ _CLOCK = encode(Statistics(partition=-1, arm="", policy="", decisions=0, outcome
 class PolicyChangedError(Exception):
     """The catalog names another policy; a worker takes it up when it starts anew."""
 
+    exit_code = 70
+    """As where another worker took over: whoever supervises the process starts it again."""
+
     def __init__(self, settings: str) -> None:
         super().__init__(f"the catalog's policy has changed, starting anew: {settings}")

@@ -16,6 +16,7 @@ from policy.decide import decide
 from policy.eligibility import WHY_NOT
 from policy.money import Price, bound_nanousd, call_cost_nanousd
 from policy.outcomes import Arrival
+from policy.registry import POLICIES
 from policy.settle import settle
 from policy.state import Limits, State
 from policy.terms import Arm, Settings
@@ -297,3 +298,13 @@ def test_output_caps_ten_times_the_use_leave_no_budget_unused(
 def test_with_a_cheap_arm_beside_it_every_request_is_served() -> None:
     _, refused, _ = simulate(3, flight=200, sigma=0.5, requests=200, arms=2)
     assert refused == []
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_before_there_is_an_arm_requests_are_rejected_and_nothing_breaks(policy: str) -> None:
+    full = catalog(policy=policy)
+    machine = Machine(replace(full, arms=()))
+    assert ask(machine, 0, now_ms=NOW) == []
+    assert [choice.rejected for choice in ask(machine, 3, now_ms=NOW)] == ["no_arm"] * 3
+    machine.state.set_catalog(full)
+    assert {choice.rejected for choice in ask(machine, 3, now_ms=NOW + 1)} == {None}

@@ -223,7 +223,7 @@ def test_cost_beyond_the_reservation_is_overrun() -> None:
 def test_an_open_reservation_says_until_when() -> None:
     trace = make_trace()
     assert status(trace) == "open"
-    assert "no usage yet: $0.000615 stay reserved" in words(trace)
+    assert "no usage yet: $0.000615 are held" in words(trace)
 
 
 def test_expiry_shows_by_the_ledger_or_by_a_late_outcome() -> None:

@@ -401,7 +401,8 @@ def test_spend_utilisation_and_savings_are_of_every_level(topics: Topics) -> Non
     topics.book(decision("r1"), decision("r2"), decision("r3"), decision("r4"))
     topics.book(usage("r1", 300), usage("r2", 1_100))
     topics.book(b"", at_ms=T0 + TTL_MS + 1)
-    topics.book(decision("r5", at_ms=T0 + TTL_MS, offsets=seen(outcomes=3)))
+    far = T0 + 50 * 365 * 86_400_000
+    topics.book(decision("r5", at_ms=T0 + TTL_MS, offsets=seen(outcomes=3), expires_ms=far))
     spend = run_audit(topics.url, "spend").rows
     assert spend == [
         [level, "small@x", "2027-01-15", 2, 1_300, 100, 1_400]
@@ -428,6 +429,13 @@ def test_spend_utilisation_and_savings_are_of_every_level(topics: Topics) -> Non
     ]
     assert [row[2] for row in run_audit(topics.url, "overruns").rows] == ["r2"]
     assert topics.wrong() == {}
+
+
+def test_a_reservation_is_due_until_somebody_books_its_expiry(topics: Topics) -> None:
+    # The views go by the clock of now, which is between these two.
+    topics.book(decision("r1", at_ms=1_000), decision("r2", expires_ms=4_000_000_000_000))
+    found = run_audit(topics.url, "reservations").rows
+    assert [(row[3], row[0]) for row in found] == [("r1", "due"), ("r2", "open")]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +467,7 @@ def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: P
         result = CliRunner().invoke(app, arguments, obj=config)
         return result.exit_code, result.output
 
-    assert run("migrate") == (0, "ledger: revision 0004\n")
+    assert run("migrate") == (0, "ledger: revision 0005\n")
     code, listing = run("audit")
     assert code == 0 and all(name in listing for name in (*AUDITS, "verify"))
     topics.book(decision("r1"), usage("r1", 1_200))

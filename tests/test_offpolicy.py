@@ -225,6 +225,12 @@ def test_records_of_the_topics_make_the_same_log():
     assert read.features == pytest.approx(log.features)
     assert {arm.arm: arm.price for arm in read.arms} == {arm.arm: arm.price for arm in log.arms}
     assert read.expected_cost_usd[0] == pytest.approx([1e-4] * 3)
+    # As `tollway tail --json` prints them: each with its place.
+    tailed = [b'{"topic":"t","partition":0,"offset":1,"record":' + line + b"}" for line in lines]
+    again, left_out = read_jsonl(tailed)
+    assert left_out == 1
+    assert again.cost_usd.tolist() == read.cost_usd.tolist()
+    assert again.features.tolist() == read.features.tolist()
 
 
 def test_usage_is_priced_as_the_decision_pinned_it():

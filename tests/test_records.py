@@ -27,6 +27,7 @@ from streams.records import (
     CatalogEntry,
     Decision,
     Outcome,
+    PolicyEntry,
     PriceEntry,
     Request,
     Seen,
@@ -386,6 +387,15 @@ def test_arms_that_would_not_be_routed_to_are_named() -> None:
         "arm free has no price: it is never routed to",
         "price of a@b, which is not declared as an arm: it is never routed to",
     ]
+
+
+def test_that_workers_start_anew_for_another_policy_is_told() -> None:
+    first, second = PolicyEntry(policy="pareto"), PolicyEntry(policy="cheapest")
+    [fresh] = plan([msgspec.to_builtins(first)], log_of())
+    assert list(warnings([fresh], log_of())) == []
+    log = log_of(first)
+    [change] = plan([msgspec.to_builtins(second)], log)
+    assert any("start anew" in warning for warning in warnings([change], log))
 
 
 def test_a_catalog_record_without_effect_is_kept_as_refused() -> None:

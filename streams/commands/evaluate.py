@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from policy.lexical import default_encoder
 from policy.offpolicy import Evaluation, Log, evaluate, target_probabilities
 from policy.registry import make_policy
 from policy.terms import PolicyError, Settings
@@ -41,9 +42,16 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         """Estimate another policy's reward and cost from logged decisions."""
+
+        # Only for a log with prompts: its library takes seconds to import.
+        def encode(prompts: Sequence[str]) -> NDArray[Any]:
+            from policy.lexical import default_encoder
+
+            return default_encoder().encode(prompts)
+
         options = dict(_option(text) for text in set_ or [])
         try:
-            decisions, left_out = read_log(log, encode=lambda p: default_encoder().encode(p))
+            decisions, left_out = read_log(log, encode=encode)
             if dual_price is not None:
                 decisions = replace(decisions, dual_price=np.full(len(decisions), dual_price))
             width = decisions.features.shape[1] - 1

@@ -15,16 +15,16 @@ import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import make_url
 
 from policy.money import format_usd
+from streams.commands.common import fail, set_up_logging
 from streams.config import Config, ConfigError
-from streams.ledger import migrate as migrations
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
 from streams.ledger.database import describe
 from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
 from streams.ledger.roles import grant_sink
-from streams.ledger.sink import run_sink
 from streams.ledger.verify import Report, verify
 from streams.ledger.writer import relax_collector
 
@@ -50,14 +50,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write decisions and outcomes into the ledger until stopped; several may run."""
         config: Config = ctx.obj
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        if config.log_level != "debug":
-            for noisy in ("aiokafka", "alembic"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)
+        set_up_logging(config, "aiokafka", "alembic")
         relax_collector()
-        with _errors_told():
+        with _errors_told(config):
             asyncio.run(_run_until_signal(config, accept_gaps=accept_gaps))
 
     @app.command()
@@ -69,8 +64,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Create or update the ledger's tables; safe to repeat."""
+        from streams.ledger import migrate as migrations
+
         config: Config = ctx.obj
-        with _errors_told():
+        with _errors_told(config):
             url = _database_url(config)
             migrations.upgrade(url, revision)
             if sink_role is not None:
@@ -90,7 +87,7 @@ def register(app: typer.Typer) -> None:
             _print_audits(as_json=as_json)
             return
         config: Config = ctx.obj
-        with _errors_told():
+        with _errors_told(config):
             if name == "verify":
                 ok = _verify(config, as_json=as_json)
             else:
@@ -101,6 +98,8 @@ def register(app: typer.Typer) -> None:
 
 
 async def _run_until_signal(config: Config, *, accept_gaps: bool) -> None:
+    from streams.ledger.sink import run_sink
+
     kafka, database_url = config.endpoints()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,7 +135,7 @@ def _database_url(config: Config) -> str:
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def _errors_told(config: Config) -> Iterator[None]:
     try:
         yield
     except (LedgerError, ConfigError) as error:
@@ -149,8 +148,10 @@ def _errors_told() -> Iterator[None]:
         typer.echo("tollway: the ledger has no tables; run `tollway migrate`", err=True)
         raise typer.Exit(2) from None
     except psycopg.OperationalError as error:
-        typer.echo(f"tollway: the database cannot be reached: {describe(error)}", err=True)
-        raise typer.Exit(2) from None
+        # The server's own words may show values; where it was looked for is what helps.
+        url = make_url(_database_url(config))
+        place = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
+        fail(f"the database at {place} cannot be reached: {describe(error)}")
 
 
 def _print_audits(*, as_json: bool) -> None:

@@ -17,7 +17,6 @@ from policy.money import NANO_PER_USD, parse_usd
 from policy.registry import POLICIES, UnknownPolicyError, make_policy
 from policy.terms import PolicyError, Settings
 from streams.commands.common import foreign_output
-from streams.replay.arm_budgets import compare_arm_budgets
 from streams.replay.data import DataError, Recorded, read
 from streams.replay.job import FIRST_SEED, Job, Result
 from streams.replay.regret import replay_lengths
@@ -93,6 +92,8 @@ def register(app: typer.Typer) -> None:
             stream, learned = _data(data, prior, prior_share, features, shuffle)
             if arm_budgets is not None:
                 numbers = [FIRST_SEED + number for number in range(seeds)]
+                from streams.replay.arm_budgets import compare_arm_budgets
+
                 with foreign_output():
                     compared = compare_arm_budgets(
                         stream, learned, split=arm_budgets, total=total, seeds=numbers

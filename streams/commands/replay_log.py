@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,9 @@ from policy.state import Limits
 from streams.commands.common import config_of, fail, kafka_of
 from streams.commands.talking import Json, errors_told
 from streams.encoders import Encoders
-from streams.replay_log.run import Bound, PartitionReport, replay_log
+
+if TYPE_CHECKING:
+    from streams.replay_log.run import Bound, PartitionReport
 
 SHOWN_MAX = 10
 """Differences of a partition that are shown."""
@@ -44,6 +46,9 @@ def register(app: typer.Typer) -> None:
         anew. Only the version of Tollway that decided decides alike, and TOLLWAY_DEFER_MS must be
         what it was for the workers.
         """
+        # With it comes all of a worker, which takes long to import.
+        from streams.replay_log.run import replay_log
+
         kafka, config = kafka_of(ctx), config_of(ctx)
         encoders = Encoders(config.encoders)
         replaying = replay_log(
@@ -69,6 +74,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _bound(text: str | None) -> Bound:
+    from streams.replay_log.run import Bound
+
     if text is None:
         return Bound()
     if text.isdigit():

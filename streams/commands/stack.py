@@ -14,6 +14,7 @@ import typer
 from streams.config import Config
 from streams.embedded import EmbeddedError, Endpoints, ServerStatus
 from streams.embedded import stack as servers
+from streams.ledger.database import connection_string
 
 Preparation = Callable[[Config, Endpoints], None]
 """Something that `up` does when the servers run; it must be safe to repeat."""
@@ -67,7 +68,9 @@ def register(
             typer.echo(json.dumps(asdict(endpoints)))
             return
         typer.echo(f"TOLLWAY_KAFKA={endpoints.kafka}")
-        typer.echo(f"TOLLWAY_DATABASE_URL={endpoints.database_url}")
+        # As psql and other programs read it, which know nothing of drivers.
+        url = connection_string(endpoints.database_url)
+        typer.echo(f"TOLLWAY_DATABASE_URL={url}")
 
     @app.command()
     def down(

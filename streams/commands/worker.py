@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 
 import typer
 
-from streams.commands.common import config_of, fail
+from streams.commands.common import config_of, fail, set_up_logging
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +20,7 @@ def register(app: typer.Typer) -> None:
         from streams.worker import Worker
 
         config = config_of(ctx)
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
-        # Faust and aiokafka tell of every step; their warnings are enough.
-        for name in ("faust", "mode", "aiokafka"):
-            logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        set_up_logging(config, "faust", "mode", "aiokafka")
         try:
             kafka = config.kafka or config.endpoints()[0]
         except ConfigError as exc:

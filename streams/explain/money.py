@@ -84,7 +84,8 @@ def _money(decision: Decision, story: Story) -> Iterator[str]:
             yield f"the reservation of {reserved} expired at {expiry} and counts as spent"
             yield "usage that still comes will true it up"
         else:
-            yield f"no usage yet: {reserved} stay reserved, and count as spent from {expiry} on"
+            yield f"no usage yet: {reserved} are held, and count as spent from {expiry} on"
+            yield "the ledger books that once an outcome comes to its partition after that time"
         return
     if story.was_expired:
         yield f"the reservation had expired at {expiry} as spent; the usage trued it up"

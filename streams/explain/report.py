@@ -93,7 +93,7 @@ def _asked(trace: Trace) -> Iterator[str]:
     if trace.partition_of_key not in (None, place.partition):
         yield (
             f"in partition {place.partition}, but its key belongs to {trace.partition_of_key}: "
-            "the producer's partitioner is not Kafka's murmur2, which caps depend on"
+            "another key was meant, or the producer's partitioner is not Kafka's murmur2"
         )
     if request is None:
         yield f"the record cannot be read: {safe(place.problem, 300)}"

@@ -175,9 +175,11 @@ class BatchApp(faust.App):
     def fatal(self, exc: BaseException) -> NoReturn:
         """Log the exception and end the process at once, with nothing acknowledged.
 
-        The code is the exception's ``exit_code``, if it has one.
+        The code is the exception's ``exit_code``, if it has one. Such an exception was foreseen
+        and explains itself: it needs no traceback.
         """
-        logger.critical("Ending the process: %r", exc, exc_info=exc)
+        foreseen = hasattr(exc, "exit_code")
+        logger.critical("Ending the process: %r", exc, exc_info=None if foreseen else exc)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -58,7 +58,8 @@ AUDITS: Mapping[str, Audit] = {
     ),
     "overruns": Audit(help="calls that cost more than was reserved", source="audit_overruns"),
     "reservations": Audit(
-        help="reservations that are open or expired", source="audit_reservations"
+        help="reservations that are open, due (expiry not booked yet) or expired",
+        source="audit_reservations",
     ),
     "rederived": Audit(
         help="amounts that differ from usage times the pinned price",

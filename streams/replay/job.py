@@ -11,7 +11,6 @@ import numpy as np
 from policy.terms import Settings
 from streams.replay.data import Recorded
 from streams.replay.published import check_published, run_published
-from streams.replay.references import references
 from streams.replay.run import Setup, Trace, run
 from streams.replay.summary import summarise
 from streams.replay.world import Scenario, World, make_world
@@ -64,6 +63,9 @@ def replay(job: Job, on_step: Callable[[int], None] | None = None) -> Result:
     DataError
         If the scenario or the prior does not go with the data.
     """
+    # With it comes a solver, for whose import other commands need not wait.
+    from streams.replay.references import references
+
     vectors = None if job.published is None else job.published.features.astype(np.float64)
     if vectors is not None:
         check_published(job.stream.models, vectors, job.setup)
