@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,49 +20,11 @@ from tests.simulation.connection import Connection
 from tests.simulation.consumer import Consumer
 from tests.simulation.database import Postgres
 from tests.simulation.group import Group
+from tests.simulation.plan import draw_sink_plan
 from tests.simulation.process import Process, Rates
 
 KEY = bytes(range(32))
 SESSION_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkPlan:
-    """The faults of the sinks: rates at each step, and seconds between events; 0 is never."""
-
-    rates: Rates
-    sinks: int
-    astray: float
-    """How often a consumer reads from elsewhere."""
-    killed: float
-    """How often a sink is killed at a statement."""
-    asleep: float
-    """How often it stops there, for up to a minute."""
-    kill_s: float
-    rebalance_s: float
-    outage_s: float
-    abrupt: float
-
-
-def draw_sink_plan(chance: random.Random) -> SinkPlan:
-    """Draw which faults there are."""
-    return SinkPlan(
-        rates=Rates(
-            slow=chance.choice([0.0, 0.002, 0.02]),
-            slow_s=chance.choice([1.0, 10.0]),
-            lost_ack=chance.choice([0.0, 0.05]),
-            lost_batch=chance.choice([0.0, 0.05]),
-            database=chance.choice([0.0, 0.2, 0.5]),
-        ),
-        sinks=chance.choice([1, 2, 3]),
-        astray=chance.choice([0.0, 0.05]),
-        killed=chance.choice([0.0, 0.003, 0.01]),
-        asleep=chance.choice([0.0, 0.005, 0.01]),
-        kill_s=chance.choice([0.0, 5.0]),
-        rebalance_s=chance.choice([0.0, 3.0, 8.0]),
-        outage_s=chance.choice([0.0, 10.0]),
-        abrupt=chance.choice([0.0, 0.5, 1.0]),
-    )
 
 
 class HeadProducer:
