@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
 from streams.faust_batches import (
@@ -543,3 +544,23 @@ def test_an_agent_that_yields_is_refused() -> None:
 
     with pytest.raises(TypeError, match="must not yield"):
         app.batch_agent(app.batch_topic("source"), name="refused")(body)
+
+
+async def test_a_start_that_fails_ends_the_process_as_a_crash_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = BatchApp("refused", broker="kafka://127.0.0.1:9")
+    ended: list[BaseException] = []
+
+    def end(exc: BaseException) -> NoReturn:
+        ended.append(exc)
+        raise RuntimeError("the process has ended")
+
+    async def start() -> None:
+        raise KafkaConnectionError("gone")
+
+    monkeypatch.setattr(app, "fatal", end)
+    monkeypatch.setattr(app, "start", start)
+    with pytest.raises(RuntimeError, match="has ended"):
+        await app.run()
+    assert [type(exc) for exc in ended] == [KafkaConnectionError]

@@ -159,7 +159,11 @@ class BatchApp(faust.App):
             # Starting ends when the first partitions are restored, which may take long.
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                starting.result()
+                try:
+                    starting.result()
+                except Exception as exc:  # noqa: BLE001
+                    # The broker went away meanwhile: as a crash later on, not an end for good.
+                    self.fatal(exc)
                 await self.wait(stopping)
         finally:
             if self.crash_reason is not None:
