@@ -392,6 +392,20 @@ def test_an_inbox_believes_a_gap_only_when_it_is_there_again() -> None:
     assert [raw.offset for raw in inbox.batch().decisions] == [0, 2, 3]
 
 
+def test_behind_a_gap_only_the_record_is_taken_that_proved_it() -> None:
+    inbox, tp = _inbox()
+    for _ in range(2):
+        assert inbox.put(tp, _messages(0, 2)) == 1
+        inbox.miss(tp, 1)
+    # A reader that has gone astray once more: the record at 2 must not be passed over.
+    assert inbox.put(tp, _messages(3, 4)) == 1
+    inbox.miss(tp, 1)
+    assert inbox.put(tp, _messages(3, 4)) == 1
+    inbox.miss(tp, 1)
+    assert inbox.put(tp, _messages(0, 2)) == 1
+    assert [raw.offset for raw in inbox.batch().decisions] == [0]
+
+
 def test_an_inbox_lets_go_of_what_is_booked() -> None:
     inbox, tp = _inbox()
     inbox.put(tp, _messages(0, 1, 2))

@@ -35,8 +35,8 @@ class Inbox:
     """Takes the records of a unit in order, and makes batches of them.
 
     A record that comes after an offset that is missing is refused, and must be read again from
-    there. Only if it is missing again, as where a transaction's marker lies, is the offset taken
-    as one that holds no record.
+    there. Only if the same record comes again, as behind a transaction's marker, are the offsets
+    between taken as ones that hold no record.
     """
 
     def __init__(self, unit: Unit, topics: tuple[str, str]) -> None:
@@ -46,8 +46,11 @@ class Inbox:
         self._outcomes = outcomes
         self.nexts = {decisions: unit.next_decision, outcomes: unit.next_outcome}
         self._held: dict[TopicPartition, list[Raw]] = {decisions: [], outcomes: []}
-        self._missed: dict[TopicPartition, int] = {}
-        self._holes: dict[TopicPartition, int] = {}
+        # From the offset that is missing to that of the record behind it: seen now, the time
+        # before, and proven.
+        self._gap: dict[TopicPartition, tuple[int, int]] = {}
+        self._missed: dict[TopicPartition, tuple[int, int]] = {}
+        self._holes: dict[TopicPartition, tuple[int, int]] = {}
 
     @property
     def topic_partitions(self) -> tuple[TopicPartition, TopicPartition]:
@@ -67,8 +70,9 @@ class Inbox:
             if message.offset < wanted:
                 too_low += 1
                 continue
-            if message.offset > wanted and self._holes.get(tp) != wanted:
-                self.nexts[tp] = wanted
+            gap = wanted, message.offset
+            if message.offset > wanted and self._holes.get(tp) != gap:
+                self.nexts[tp], self._gap[tp] = wanted, gap
                 return wanted
             held.append(Raw(message.offset, message.timestamp, message.value, message.key))
             wanted = message.offset + 1
@@ -80,11 +84,14 @@ class Inbox:
     def miss(self, tp: TopicPartition, wanted: int) -> None:
         """Note that ``wanted`` was not found although the log reaches from before to after it.
 
-        The second time in a row it is a hole: :meth:`put` passes over it.
+        The second time in a row up to the same record it is a hole: :meth:`put` passes over it.
         """
-        if self._missed.get(tp) == wanted:
-            self._holes[tp] = wanted
-        self._missed[tp] = wanted
+        gap = self._gap.get(tp)
+        if gap is None or gap[0] != wanted:
+            return  # Old records came, and nothing behind them.
+        if self._missed.get(tp) == gap:
+            self._holes[tp] = gap
+        self._missed[tp] = gap
 
     def batch(self) -> Batch:
         """Return what is held."""
