@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
-OUTCOMES_LINGER_S = 0.2
-"""Nobody waits for a settlement but requests without money: few batches leave time to decide."""
 
 
 class Worker:
@@ -80,9 +78,7 @@ class Worker:
             async for batch in batches:
                 await self.partitions[batch.partition].on_requests(batch)
 
-        outcomes = app.batch_topic(topics.OUTCOMES, linger_s=OUTCOMES_LINGER_S)
-
-        @app.batch_agent(outcomes, name="tollway.settle")
+        @app.batch_agent(app.batch_topic(topics.OUTCOMES), name="tollway.settle")
         async def settle(batches: Any) -> None:
             """Settle reservations and learn from outcomes."""
             async for batch in batches:

@@ -30,8 +30,7 @@ The life of a partition, in this order
     3. ``on_assigned(partitions)`` with the topic partitions, all that this worker has from now on.
        It may read and write tables. It may return offsets from which to read instead.
     4. Records flow. At most ``queued_batches_max`` (2) batches of a partition are delivered and
-       unfinished, and only one if it is small; then the partition is paused (see
-       :mod:`streams.faust_batches.demand`). An agent works on one batch at a time. Every
+       unfinished; then the partition is paused. An agent works on one batch at a time. Every
        ``broker_commit_interval`` (1 s) ``commit_positions(tp)`` is asked for each partition of a
        batch topic, and exactly that offset is committed if it is higher than the last; None
        commits nothing. Unset, it is the end of the last batch that the agent finished.

@@ -67,8 +67,8 @@ class BatchApp(faust.App):
     broker : str
         ``kafka://host:port``.
     queued_batches_max : int
-        Batches of one partition that may be unfinished; at that number the partition is
-        paused. Behind a small one none is fetched ahead.
+        Batches of one partition that may wait for their agent; at that number the partition
+        is paused.
     release_timeout_s : float
         How long an agent may take to finish its batch when partitions are revoked. Keep it,
         and what the hooks need, below ``broker_rebalance_timeout``.
@@ -86,7 +86,6 @@ class BatchApp(faust.App):
         **settings: Any,
     ) -> None:
         self.batch_topics: set[str] = set()
-        self.linger_s: dict[str, float] = {}
         self.stop_requested = asyncio.Event()
         self._releasing = asyncio.Lock()
         self.queued_batches_max = queued_batches_max
@@ -102,14 +101,9 @@ class BatchApp(faust.App):
 
     # -- declaring
 
-    def batch_topic(self, name: str, *, linger_s: float = 0.0) -> Any:
-        """Return the topic, delivered in record batches. It must exist on the broker.
-
-        After a small batch of a partition the next one comes ``linger_s`` later at the earliest,
-        and holds what came meanwhile: few batches cost less than many.
-        """
+    def batch_topic(self, name: str) -> Any:
+        """Return the topic, delivered in record batches. It must exist on the broker."""
         self.batch_topics.add(name)
-        self.linger_s[name] = linger_s
         return self.topic(name, schema=BatchSchema())
 
     def batch_agent(self, topic: Any, *, name: str) -> Callable[[AgentBody], Any]:

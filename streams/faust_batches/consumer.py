@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,6 @@ from faust.transport.drivers.aiokafka import Consumer
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.faust_batches.demand import SMALL, Demand
 from streams.faust_batches.errors import BatchStuckError
 from streams.faust_batches.schema import RecordBatch
 from streams.faust_batches.thread import BatchConsumerThread, BatchRebalanceListener, Records
@@ -41,11 +41,7 @@ class BatchConsumer(Consumer):
         self.owned: frozenset[TP] = frozenset()
         self._commit_lock = asyncio.Lock()
         self.epoch = 0
-        self._demand = Demand(
-            queued_max=self.app.queued_batches_max,
-            linger_s=self.app.linger_s,
-            size_max=self.app.conf.broker_max_poll_records or SMALL,
-        )
+        self._queued: dict[TP, set[int]] = defaultdict(set)
         self._done: dict[TP, int] = {}
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -54,13 +50,10 @@ class BatchConsumer(Consumer):
     # -- what is fetched
 
     def _publish_wanted(self) -> None:
-        """Tell the fetching thread which partitions are neither paused nor have enough to do."""
-        active = self._get_active_partitions()
-        self._thread.want(frozenset(self._demand.of(active, at=monotonic())))
-
-    def _end_rest(self) -> None:
-        if not self.should_stop:
-            self._publish_wanted()
+        """Tell the fetching thread which partitions are neither paused nor full."""
+        queued, queued_max = self._queued, self.app.queued_batches_max
+        full = {tp for tp, offsets in queued.items() if len(offsets) >= queued_max}
+        self._thread.want(frozenset(self._get_active_partitions()) - full)
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
         """Stop fetching from partitions."""
@@ -90,7 +83,7 @@ class BatchConsumer(Consumer):
 
     def queued_batches(self, tp: TP) -> int:
         """Return how many batches of a partition were delivered and are not finished."""
-        return self._demand.queued(tp)
+        return len(self._queued[tp])
 
     # -- what is delivered
 
@@ -142,9 +135,7 @@ class BatchConsumer(Consumer):
             # Without the generation the stream silently skips the event.
             generation_id=self.app.consumer_generation_id,
         )
-        rest_s = self._demand.delivered(tp, last.offset, size=len(batch), at=monotonic())
-        if rest_s:
-            self.loop.call_later(rest_s, self._end_rest)
+        self._queued[tp].add(last.offset)
         self._publish_wanted()
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
 
@@ -164,7 +155,7 @@ class BatchConsumer(Consumer):
         """Call when an agent's body has finished a batch."""
         message = event.message
         if message.generation_id == self.app.consumer_generation_id:
-            self._demand.finished(message.tp, message.offset)
+            self._queued[message.tp].discard(message.offset)
             self._done[message.tp] = cast("RecordBatch", event.value).next_offset
             self._publish_wanted()
 
@@ -292,9 +283,8 @@ class BatchConsumer(Consumer):
         """Drop all bookkeeping of partitions that were given up."""
         self.owned = frozenset()
         for tp in partitions:
-            for book in (self._gap, self._acked, self._acked_index, self._done):
+            for book in (self._gap, self._acked, self._acked_index, self._queued, self._done):
                 book.pop(tp, None)
-            self._demand.forget(tp)
             self._read_offset.pop(tp, None)
             self._committed_offset.pop(tp, None)
         self._publish_wanted()
