@@ -133,3 +133,22 @@ class LogReader:
         """Return the sum of the end offsets."""
         ends = await self._consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
         return sum(ends.values())
+
+
+class RecordCount:
+    """Counts the records of a topic, reading each only once: ends count an owner's markers, too."""
+
+    def __init__(self, reader: LogReader, topic: str, partitions: Iterable[int]) -> None:
+        self._reader = reader
+        self._topic = topic
+        self._nexts = dict.fromkeys(partitions, 0)
+        self._count = 0
+
+    async def read(self) -> int:
+        """Return how many there are now."""
+        for number, start in self._nexts.items():
+            _, end = await self._reader.bounds(self._topic, number)
+            async for records in self._reader.read(self._topic, number, start, end):
+                self._count += len(records)
+            self._nexts[number] = end
+        return self._count

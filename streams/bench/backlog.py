@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streams.bench.programs import Program, cpu_seconds
 from streams.bench.workload import Value, by_partition
-from streams.log import LogReader
+from streams.log import LogReader, RecordCount
 from streams.publisher import Outbox, make_producer
 
 DEADLINE_S = 300.0
@@ -65,7 +65,7 @@ class Ends(LogReader):
     def __init__(self, kafka: str, *, partitions: int) -> None:
         super().__init__(kafka)
         self._numbers = range(partitions)
-        self._counted: dict[tuple[str, int], tuple[int, int]] = {}
+        self._counts: dict[str, RecordCount] = {}
 
     async def __aenter__(self) -> Ends:
         await self.start()
@@ -84,12 +84,9 @@ class Ends(LogReader):
 
     async def records(self, topic: str) -> int:
         """Return how many records there are; they are read, each only once."""
-        for number, end in (await self.ends(topic)).items():
-            at, count = self._counted.get((topic, number), (0, 0))
-            async for records in self.read(topic, number, at, end):
-                count += len(records)
-            self._counted[topic, number] = end, count
-        return sum(count for (name, _), (_, count) in self._counted.items() if name == topic)
+        if topic not in self._counts:
+            self._counts[topic] = RecordCount(self, topic, self._numbers)
+        return await self._counts[topic].read()
 
     async def append_times(self, topic: str, since: dict[int, int]) -> list[int]:
         """Return the times in ms of all records from these offsets on, in ascending order."""

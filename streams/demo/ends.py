@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streams import topics
-from streams.log import LogReader
+from streams.log import LogReader, RecordCount
 
 
 class DeadLetterCount:
-    """Counts the dead letters, each once; connected between :meth:`start` and :meth:`stop`."""
+    """Counts the dead letters; connected between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, kafka: str) -> None:
         self._reader = LogReader(kafka)
-        self._next: dict[int, int] = {}
-        self._count = 0
+        self._count = RecordCount(self._reader, topics.DEAD_LETTERS, ())
 
     async def start(self) -> None:
         """Connect and learn the partitions."""
         await self._reader.start()
-        self._next = dict.fromkeys(await self._reader.partitions(topics.DEAD_LETTERS), 0)
+        partitions = await self._reader.partitions(topics.DEAD_LETTERS)
+        self._count = RecordCount(self._reader, topics.DEAD_LETTERS, partitions)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -27,12 +27,7 @@ class DeadLetterCount:
 
     async def read(self) -> int:
         """Return how many there are now."""
-        for number, start in self._next.items():
-            _, end = await self._reader.bounds(topics.DEAD_LETTERS, number)
-            async for records in self._reader.read(topics.DEAD_LETTERS, number, start, end):
-                self._count += len(records)
-            self._next[number] = end
-        return self._count
+        return await self._count.read()
 
 
 async def record_ends(kafka: str, names: Sequence[str]) -> dict[tuple[str, int], int]:
