@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -242,26 +242,16 @@ class Nemesis:
                     await asyncio.sleep(fault.length_s)
                     link.cut()
             elif what == "link_hold":
-                await self._hold(link, fault.length_s)
+                if name == "ledger":
+                    await hold(link, partial(asyncio.sleep, fault.length_s))
+                else:
+                    await hold(link, partial(self._until_taken_over, "worker", fault.length_s))
             elif what == "link_slow":
                 with link.slow(SLOW_S):
                     await asyncio.sleep(fault.length_s)
             else:
                 link.cut()
         return True
-
-    async def _hold(self, link: Link, length_s: float) -> None:
-        """Hold what a client sends, from when it matters: what it has sent arrives too late."""
-        is_ledger = link.name == "ledger"
-        trap = Trap(is_commit if is_ledger else is_produce, "hold")
-        link.set_trap(trap)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(trap.sprung.wait(), SIGHT_S)
-        with link.held("up"):
-            if is_ledger:
-                await asyncio.sleep(length_s)
-            else:
-                await self._until_taken_over("worker", length_s)
 
     # -- recovery
 
@@ -299,3 +289,15 @@ class Nemesis:
                         await asyncio.sleep(2 * POLL_S)
             except psycopg.Error:
                 await asyncio.sleep(2 * POLL_S)
+
+
+async def hold(link: Link, until: Callable[[], Awaitable[None]]) -> None:
+    """Hold what a client sends, from when it matters: what it has sent arrives too late."""
+    trap = Trap(is_commit if link.name == "ledger" else is_produce, "hold")
+    link.set_trap(trap)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(trap.sprung.wait(), SIGHT_S)
+    # Sprung later, it would hold the link for good.
+    link.take_away(trap)
+    with link.held("up"):
+        await until()

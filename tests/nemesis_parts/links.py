@@ -114,6 +114,11 @@ class Link:
         """Whether the trap is still set."""
         return self._trap is trap
 
+    def take_away(self, trap: Trap) -> None:
+        """Set the trap no longer, if it is still there: nobody waits for it any more."""
+        if self._trap is trap:
+            self._trap = None
+
     def heal(self) -> None:
         """Set no traps and delay nothing any more."""
         self._trap, self._delay_s = None, 0.0
