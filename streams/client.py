@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from streams import topics
 from streams.following import entry_key
 from streams.records import BadRecordError, CatalogEntry, Decision, Outcome, Request, decode, encode
+from streams.stopping import stop_consumer
 
 
 def root_of(budget: str) -> bytes:
@@ -120,7 +121,7 @@ class Decisions:
                 if fresh:
                     yield fresh
         finally:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
 
     def _effective(self, records: Iterable[Any]) -> Iterable[tuple[Decision, Any]]:
         for record in records:

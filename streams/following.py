@@ -25,6 +25,7 @@ from streams.records import (
     decode,
     decode_catalog,
 )
+from streams.stopping import stop_consumer
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Follower:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def run(self) -> None:
         """Follow until cancelled."""

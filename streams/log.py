@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from streams.stopping import stop_consumer
 
 
 class LogError(Exception):
@@ -37,13 +38,7 @@ class LogReader:
 
     async def stop(self) -> None:
         """Disconnect."""
-        stopping = asyncio.ensure_future(self._consumer.stop())
-        # aiokafka's fetcher loses the cancellation that is to end it, if that comes while it
-        # cancels a fetch of its own, as after a partition was read to its end.
-        while not (await asyncio.wait([stopping], timeout=0.1))[0]:
-            if self._consumer._fetcher is not None:
-                self._consumer._fetcher._fetch_task.cancel()
-        await stopping
+        await stop_consumer(self._consumer)
 
     @property
     def client(self) -> Any:

@@ -11,7 +11,9 @@ from aiokafka.consumer.group_coordinator import OffsetCommitRequest
 from aiokafka.errors import ConsumerStoppedError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, ConsumerRebalanceListener
 from faust.types import TP
-from mode.threads import MethodQueue
+from mode.threads import MethodQueue, QueueServiceThread
+
+from streams.stopping import stop_consumer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +50,13 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         coordinator = self._ensure_consumer()._coordinator
         # aiokafka keeps the time of the last good heartbeat in a local variable.
         coordinator._do_heartbeat = self._noting_heartbeats(coordinator._do_heartbeat)
+
+    async def on_thread_stop(self) -> None:
+        """Disconnect."""
+        # Faust's own would stop the consumer in the way that this one goes around.
+        await QueueServiceThread.on_thread_stop(self)
+        if self._consumer is not None:
+            await stop_consumer(self._consumer)
 
     def _noting_heartbeats(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Any]:
         async def do_heartbeat() -> bool:

@@ -21,6 +21,7 @@ from streams.ledger.database import connect_sink, describe, is_transient
 from streams.ledger.rows import Raw, Row
 from streams.ledger.threads import run_in_thread
 from streams.records import BadRecordError, BudgetEntry, PriceEntry, decode_catalog
+from streams.stopping import stop_consumer
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ async def _follow(kafka: str, database_url: str, topic: str) -> None:
                 entries = [(m.key, Raw(m.offset, m.timestamp, m.value)) for m in messages]
                 await run_in_thread(partial(write_catalog, database_url, topic, entries))
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 def _next_offset(database_url: str, topic: str) -> int:

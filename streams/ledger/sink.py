@@ -27,6 +27,7 @@ from streams.ledger.threads import run_in_thread
 from streams.ledger.unit import Counts
 from streams.ledger.writer import Connection, LedgerWriter
 from streams.patience import until_there
+from streams.stopping import stop_consumer
 from streams.topics import CATALOG, DECISIONS, LEDGER_HEADS, OUTCOMES
 
 
@@ -107,7 +108,7 @@ async def run_sink(
                 await follower
         if publisher is not None:
             await publisher.stop()
-        await consumer.stop()
+        await stop_consumer(consumer)
         if not sink.busy:
             writer.close()
     if sink.halted:

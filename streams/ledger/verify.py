@@ -19,6 +19,7 @@ from streams.ledger.heads import read_heads
 from streams.ledger.reference import Booking, Books, expected_books
 from streams.ledger.reread import Reread
 from streams.records import LedgerHead
+from streams.stopping import stop_consumer
 from streams.topics import DECISIONS, LEDGER_HEADS, OUTCOMES
 
 FINDINGS_MAX = 50
@@ -99,7 +100,7 @@ async def verify(
                 if wrong := await asyncio.to_thread(count_wrong, database, name):
                     report.find(f"audit {name}: {wrong} rows break a promise")
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
     return report
 
 
