@@ -21,11 +21,11 @@ from policy.chance import scramble
 from policy.outcomes import UNKNOWN, Arrivals
 from policy.requests import Constraints, Incoming, Requests
 from policy.terms import Bools, Ints
+from streams.bulk import decode_outcomes, decode_requests
 from streams.records import (
     BadRecordError,
     Outcome,
     Request,
-    decoder_of,
     request_digest,
     request_digests,
 )
@@ -33,8 +33,6 @@ from streams.records import (
 Encode = Callable[[Sequence[str]], NDArray[Any]]
 FEATURE_MAX = 1e6
 """Largest absolute value of a feature: beyond it sums of squares lose their digits."""
-
-_decode_request, _decode_outcome = decoder_of(Request), decoder_of(Outcome)
 
 
 class Raw(NamedTuple):
@@ -68,9 +66,11 @@ class Intake:
         features = _Features(self.catalog.settings.dimensions, self.encode, known)
         budgets = self.catalog.budgets
         root_of: dict[tuple[bytes | None, str], str] = {}
-        for place, record in enumerate(records):
+        decoded = decode_requests([record.value for record in records])
+        for place, (record, request) in enumerate(zip(records, decoded, strict=True)):
             try:
-                request = _decode_request(record.value)
+                if isinstance(request, BadRecordError):
+                    raise request
                 key = record.key, request.budget
                 root = root_of.get(key)
                 if root is None:
@@ -141,9 +141,11 @@ class Intake:
         read: list[Outcome] = []
         roots: list[str] = []
         root_of = {key: _root(key) for key in {r.key for r in records}}
-        for place, record in enumerate(records):
+        decoded = decode_outcomes([record.value for record in records])
+        for place, (record, outcome) in enumerate(zip(records, decoded, strict=True)):
             try:
-                outcome = _decode_outcome(record.value)
+                if isinstance(outcome, BadRecordError):
+                    raise outcome
                 _check_outcome(outcome, root_of[record.key])
             except BadRecordError as exc:
                 refused[place] = exc

@@ -6,18 +6,17 @@ deciding it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec import NODEFAULT
 
 from policy.choices import Choices
 from policy.decide import Decided
 from policy.eligibility import WHY_NOT
-from streams.records import Decision, PriceTag, Seen, Waiting
+from streams.records import Candidates, Decision, PriceTag, Seen, Waiting
 
 _FIELDS = msgspec.structs.fields(Decision)
 _DEFAULTS = {f.name: f.default_factory if f.default is NODEFAULT else f.default for f in _FIELDS}
@@ -35,6 +34,10 @@ _Row: Any = msgspec.defstruct(
     gc=False,
 )
 """A decision whose fields are given in their order; it encodes as :class:`Decision` does."""
+_Columns: Any = msgspec.defstruct(
+    "_Columns", [(f.name, Any) for f in msgspec.structs.fields(Candidates)], gc=False
+)
+"""The candidates of a decision, whose columns may be encoded already."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -86,7 +89,8 @@ def decision_records(
     structs = list(map(_Row, *(by_name[f.name] for f in _FIELDS)))
     if len(rows) < count:
         structs = [structs[row] for row in rows]
-    return _encoder.encode_lines(structs).split(b"\n")[:-1]
+    # One by one: a buffer of all their megabytes would be grown, copied and cut apart.
+    return [_encoder.encode(struct) for struct in structs]
 
 
 def _waiting(decided: Decided, count: int) -> list[Waiting | None]:
@@ -100,43 +104,46 @@ def _waiting(decided: Decided, count: int) -> list[Waiting | None]:
     return found
 
 
-def _candidates(choices: Choices, column: Sequence[int]) -> list[list[Any]]:
-    """Return the candidates of each request, as tuples in the order of a Candidate's fields."""
-    rounds, arms = choices.rounds, [arm.arm for arm in choices.arms]
-    count, width = rounds.score.shape
-    why = _why_not(choices)
-    for row, chosen in enumerate(column):
-        if chosen >= 0:
-            why[row * width + chosen] = ""
+def _candidates(choices: Choices, column: Sequence[int]) -> Iterable[Any]:
+    """Return the columns of each request's candidates."""
+    rounds = choices.rounds
+    if not choices.arms:
+        return repeat(_DEFAULTS["candidates"], len(column))
+    # What is alike for many is encoded once. A score of minus infinity becomes null.
+    arms = msgspec.Raw(_encoder.encode([arm.arm for arm in choices.arms]))
     # Six digits: more would double the record and say nothing.
-    score: list[Any] = rounds.score.round(6).ravel().tolist()
-    for place in np.flatnonzero(np.isneginf(rounds.score)).tolist():
-        score[place] = None
-    flat = list(
-        zip(
-            arms * count,
-            rounds.reward.round(6).ravel().tolist(),
-            rounds.cost_nanousd.ravel().tolist(),
-            rounds.bound_nanousd.ravel().tolist(),
-            score,
-            why,
-            strict=True,
-        )
+    return map(
+        _Columns,
+        repeat(arms),
+        rounds.reward.round(6).tolist(),
+        rounds.cost_nanousd.tolist(),
+        rounds.bound_nanousd.tolist(),
+        rounds.score.round(6).tolist(),
+        _why_not(choices, column),
     )
-    return [flat[row * width : (row + 1) * width] for row in range(count)]
 
 
-def _why_not(choices: Choices) -> list[str]:
-    codes = choices.rounds.why_not
+def _why_not(choices: Choices, column: Sequence[int]) -> list[Any]:
+    """Return for each request why each of its arms was not chosen."""
+    codes, width = choices.rounds.why_not.tobytes(), choices.rounds.why_not.shape[1]
+    count = len(column)
     if choices.rounds.uniform_why:
-        why = [WHY_NOT[code] for code in codes[0].tolist()] * len(codes)
+        rows = [codes[:width]] * count
     else:
-        why = [WHY_NOT[code] for code in codes.ravel().tolist()]
-    width = codes.shape[1]
+        rows = [codes[row * width : (row + 1) * width] for row in range(count)]
     for row, own in choices.why_not.items():
         if own:
-            why[row * width : (row + 1) * width] = [WHY_NOT[code] for code in own]
-    return why
+            rows[row] = bytes(own)
+    cases = list(zip(rows, column, strict=True))
+    words = {case: _words(*case) for case in set(cases)}
+    return [words[case] for case in cases]
+
+
+def _words(codes: bytes, chosen: int) -> Any:
+    words = [WHY_NOT[code] for code in codes]
+    if chosen >= 0:
+        words[chosen] = ""
+    return msgspec.Raw(_encoder.encode(words))
 
 
 def _tag(price: Any) -> PriceTag | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,10 +25,14 @@ SCHEMA = 1
 RECORD_BYTES_MAX = 1 << 18
 """A record larger than this is refused undecoded; a prompt that long belongs in a store."""
 
-_NAME = r"[A-Za-z0-9_.@:+-]{1,96}"
-Identifier = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
-ArmId = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME})?\Z", max_length=128)]
-BudgetPath = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME}){{0,5}}\Z", max_length=400)]
+IDENTIFIER_PATTERN = r"[A-Za-z0-9_.@:+-]{1,96}"
+BUDGET_PATTERN = rf"{IDENTIFIER_PATTERN}(/{IDENTIFIER_PATTERN}){{0,5}}"
+BUDGET_LENGTH_MAX = 400
+Identifier = Annotated[str, Meta(pattern=rf"\A{IDENTIFIER_PATTERN}\Z")]
+ArmId = Annotated[
+    str, Meta(pattern=rf"\A{IDENTIFIER_PATTERN}(/{IDENTIFIER_PATTERN})?\Z", max_length=128)
+]
+BudgetPath = Annotated[str, Meta(pattern=rf"\A{BUDGET_PATTERN}\Z", max_length=BUDGET_LENGTH_MAX)]
 Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
 NanoUsd = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
 EpochMs = Annotated[int, Meta(ge=0, le=4_102_444_800_000)]
@@ -83,14 +87,8 @@ class PriceTag(Struct, frozen=True, forbid_unknown_fields=True, gc=False, omit_d
     cached: MicroUsdPerMTok | None = None
 
 
-class Candidate(Struct, array_like=True, gc=False):
-    """One arm as the decision saw it, in this order: arm, reward, cost, bound, score, why not.
-
-    ``reward`` is the estimate in [0, 1], ``cost_nanousd`` the expected cost, ``bound_nanousd``
-    what would have been reserved, ``score`` what was
-    compared (none for an arm that was not eligible), ``why_not`` one word, empty for
-    the chosen arm.
-    """
+class Candidate(NamedTuple):
+    """One arm as a decision saw it; the fields are those of :class:`Candidates`."""
 
     arm: str
     reward: float
@@ -98,6 +96,39 @@ class Candidate(Struct, array_like=True, gc=False):
     bound_nanousd: int
     score: float | None
     why_not: str
+
+
+class Candidates(Struct, frozen=True, gc=False):
+    """The arms as the decision saw them, in columns: the same place of each list is one arm.
+
+    ``reward`` is the estimate in [0, 1], ``cost_nanousd`` the expected cost, ``bound_nanousd``
+    what would have been reserved, ``score`` what was compared (none for an arm that was not
+    eligible), ``why_not`` one word, empty for the chosen arm.
+    """
+
+    arm: list[str] = []
+    reward: list[float] = []
+    cost_nanousd: list[int] = []
+    bound_nanousd: list[int] = []
+    score: list[float | None] = []
+    why_not: list[str] = []
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths with a ``ValueError``."""
+        if {len(getattr(self, name)) for name in self.__struct_fields__} != {len(self.arm)}:
+            raise ValueError("candidates must have columns of one length")
+
+    def __len__(self) -> int:
+        return len(self.arm)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        columns = (getattr(self, name) for name in self.__struct_fields__)
+        return map(Candidate, *columns)
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> Candidates:
+        """Return the columns of these arms."""
+        return cls(*map(list, zip(*candidates, strict=True)))
 
 
 class BudgetPosition(Struct, array_like=True, gc=False):
@@ -173,7 +204,7 @@ class Decision(Record):
     policy: str = ""
     features: str = ""
     seed: int = 0
-    candidates: list[Candidate] = []
+    candidates: Candidates = Candidates()
     budgets: list[BudgetPosition] = []
     waiting: Waiting | None = None
 
@@ -329,23 +360,6 @@ def decode(kind: type[R], value: bytes | None) -> R:
         raise BadRecordError(_reason(str(exc)), str(exc)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRecordError("undecodable", str(exc)) from None
-
-
-def decoder_of(kind: type[R]) -> Callable[[bytes | None], R]:
-    """Return :func:`decode` for one kind, without its own cost where a record is good."""
-    fast = _decoder(kind).decode
-
-    def decode_one(value: bytes | None) -> R:
-        if value is not None and len(value) <= RECORD_BYTES_MAX:
-            try:
-                found: R = fast(value)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                pass
-            else:
-                return found
-        return decode(kind, value)
-
-    return decode_one
 
 
 def _reason(message: str) -> str:

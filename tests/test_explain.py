@@ -19,6 +19,7 @@ from streams.explain.trace_reader import is_about, partition_of
 from streams.records import (
     BudgetPosition,
     Candidate,
+    Candidates,
     DeadLetter,
     Decision,
     Outcome,
@@ -57,12 +58,14 @@ DECISION = Decision(
     propensity=1.0,
     policy="pareto",
     features="given",
-    candidates=[
-        Candidate("large@y", 0.9, 4_000_000, 12_000_000, 0.52, "score"),
-        Candidate("small@x", 0.8, 200_000, 615_000, 0.8, ""),
-        Candidate("plain@x", 0.7, 100_000, 300_000, None, "capability"),
-        Candidate("free@z", 0.5, 0, 0, None, "unpriced"),
-    ],
+    candidates=Candidates.of(
+        [
+            Candidate("large@y", 0.9, 4_000_000, 12_000_000, 0.52, "score"),
+            Candidate("small@x", 0.8, 200_000, 615_000, 0.8, ""),
+            Candidate("plain@x", 0.7, 100_000, 300_000, None, "capability"),
+            Candidate("free@z", 0.5, 0, 0, None, "unpriced"),
+        ]
+    ),
     budgets=[
         BudgetPosition("acme", AT_MS, 10**10, 10**9, 2 * 10**9, 12.5, 0.001),
         BudgetPosition("acme/search/k1", AT_MS, 10**9, 615_000, 0, 100.0, 0.0005),
@@ -167,7 +170,7 @@ def test_special_decisions_are_told(more: dict[str, Any], expected: str) -> None
 def test_a_better_arm_that_did_not_fit_is_named_with_its_bound() -> None:
     candidates = list(DECISION.candidates)
     candidates[0] = Candidate("large@y", 0.9, 4_000_000, 12_000_000, 0.95, "cap")
-    text = words(make_trace(changed(candidates=candidates)))
+    text = words(make_trace(changed(candidates=Candidates.of(candidates))))
     assert "preferred, but passed over: large@y" in text
     assert "its bound of $0.012000 did not fit into the budgets" in text
 

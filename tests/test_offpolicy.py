@@ -17,6 +17,7 @@ from streams.commands.evaluate import register
 from streams.decision_log import LogError, read_jsonl
 from streams.records import (
     Candidate,
+    Candidates,
     Decision,
     Outcome,
     PriceEntry,
@@ -198,7 +199,7 @@ def as_records(log):
             input_tokens=int(log.input_tokens[row]),
             max_output_tokens=int(log.max_output_tokens[row]),
             propensity=float(log.propensity[row]),
-            candidates=[Candidate(n, 0.5, 100_000, 10**6, 0.5, "") for n in names],
+            candidates=Candidates.of(Candidate(n, 0.5, 100_000, 10**6, 0.5, "") for n in names),
         )
         cost = round(float(log.cost_usd[row]) * 1e9)
         yield Outcome(request_id=name, cost_nanousd=cost)

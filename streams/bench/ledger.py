@@ -31,6 +31,7 @@ from streams.ledger.writer import LedgerWriter, relax_collector
 from streams.records import (
     BudgetPosition,
     Candidate,
+    Candidates,
     Decision,
     Outcome,
     PriceTag,
@@ -91,10 +92,10 @@ def make_pairs(shape: Shape, *, start: int, roots: Sequence[str] = ()) -> Iterat
             policy="pareto",
             features=base64.b64encode(features[row].tobytes()).decode(),
             seed=number * 7_919,
-            candidates=[
+            candidates=Candidates.of(
                 Candidate(arm, 0.4 + i / 17, bound // (i + 3), bound, 0.3 - i / 31, "score")
                 for i, arm in enumerate(arms)
-            ],
+            ),
             budgets=[
                 BudgetPosition(budget, T0_MS, 10**15, bound * row, 70 * number, 1 / 81, 1e-4)
                 for budget in path

@@ -69,7 +69,7 @@ def _choice(decision: Decision) -> Iterator[str]:
         yield f"dual price λ = {price:.4g} reward per dollar, set by budget {budget}"
     else:
         yield "dual price λ = 0: money was no constraint"
-    others = [c for c in decision.candidates if c is not chosen and c.score is not None]
+    others = [c for c in decision.candidates if c.arm != chosen.arm and c.score is not None]
     if not others:
         yield "no other arm could be chosen"
     else:
@@ -134,7 +134,7 @@ def arms(trace: Trace, decision: Decision) -> list[str]:
     winner = next((c for c in decision.candidates if c.arm == decision.arm), None)
     ranked = sorted(
         decision.candidates,
-        key=lambda c: (c is not winner, c.score is None, -(c.score or 0.0), c.arm),
+        key=lambda c: (c.arm != decision.arm, c.score is None, -(c.score or 0.0), c.arm),
     )
     rows = [("arm", "reward", "cost", "worth", "score", "")]
     rows += [
@@ -146,7 +146,7 @@ def arms(trace: Trace, decision: Decision) -> list[str]:
             "-" if candidate.why_not == "unpriced" else f"{_worth(candidate, price):.3f}",
             "-" if candidate.score is None else f"{candidate.score:.3f}",
             "chosen"
-            if candidate is winner
+            if candidate.arm == decision.arm
             else why_not(candidate, winner, request, declared.get(candidate.arm)),
         )
         for candidate in ranked

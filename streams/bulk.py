@@ -1,0 +1,96 @@
+"""Many records of one kind decoded together: the checks of ``records.decode``, at less cost.
+
+A pattern that msgspec checks takes a call of ``re`` for each field of each record, a fifth of the
+whole decoding. Here the names of all records are matched at once; only where that fails is each
+record decoded by itself, which says what is wrong with which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
+
+from streams.records import (
+    BUDGET_LENGTH_MAX,
+    BUDGET_PATTERN,
+    IDENTIFIER_PATTERN,
+    RECORD_BYTES_MAX,
+    BadRecordError,
+    Outcome,
+    Request,
+    decode,
+)
+
+R = TypeVar("R", bound=Struct)
+_Short = Annotated[str, Meta(max_length=BUDGET_LENGTH_MAX)]
+
+
+class BulkDecoder(Generic[R]):
+    """Decodes many records of a kind; ``patterns`` are those of fields that every record has."""
+
+    def __init__(self, kind: type[R], patterns: Mapping[str, str]) -> None:
+        self._kind = kind
+        self._decode = msgspec.json.Decoder(_without_patterns(kind, patterns)).decode
+        self._checks = [
+            # Nothing is tried a second way: a text that does not match is told at once.
+            (attrgetter(name), re.compile(rf"(?>(?:{pattern})\n)*+"))
+            for name, pattern in patterns.items()
+        ]
+
+    def __call__(self, values: Sequence[bytes | None]) -> list[R | BadRecordError]:
+        """Return of each value its record, or what is wrong with it."""
+        found: list[Any] = []
+        good: list[Any] = []
+        fast = self._decode
+        for value in values:
+            if value is not None and len(value) <= RECORD_BYTES_MAX:
+                try:
+                    record = fast(value)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                    pass
+                else:
+                    found.append(record)
+                    good.append(record)
+                    continue
+            found.append(self._one(value))
+        if all(_match({name(r) for r in good}, pattern) for name, pattern in self._checks):
+            return found
+        return [self._one(value) for value in values]
+
+    def _one(self, value: bytes | None) -> R | BadRecordError:
+        try:
+            return decode(self._kind, value)
+        except BadRecordError as exc:
+            return exc
+
+
+def _match(texts: Collection[str], lines_of: re.Pattern[str]) -> bool:
+    lines = "".join(f"{text}\n" for text in texts)
+    # A text with a line break in it would pass for two.
+    alone = lines.count("\n") == len(texts)
+    return alone and lines_of.fullmatch(lines) is not None
+
+
+def _without_patterns(kind: type[Struct], names: Collection[str]) -> type[Struct]:
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(kind):
+        type_ = _Short if field.name in names else field.type
+        if field.default is not NODEFAULT:
+            fields.append((field.name, type_, field.default))
+        elif field.default_factory is not NODEFAULT:
+            default = msgspec.field(default_factory=field.default_factory)
+            fields.append((field.name, type_, default))
+        else:
+            fields.append((field.name, type_))
+    return msgspec.defstruct(
+        kind.__name__, fields, kw_only=True, forbid_unknown_fields=True, gc=False
+    )
+
+
+decode_requests = BulkDecoder(Request, {"request_id": IDENTIFIER_PATTERN, "budget": BUDGET_PATTERN})
+decode_outcomes = BulkDecoder(Outcome, {"request_id": IDENTIFIER_PATTERN})
