@@ -32,7 +32,8 @@ from streams.records import (
     decode_catalog,
 )
 
-Encode = Callable[[Sequence[str]], Floats]
+Encode = Callable[[str, Sequence[str]], Floats]
+"""Makes features of prompts by an encoder's version, as decisions name it."""
 
 
 class LogError(Exception):
@@ -116,7 +117,7 @@ def read_jsonl(lines: Iterable[bytes], *, encode: Encode | None = None) -> tuple
     ----------
     lines : iterable of bytes
     encode : callable, optional
-        Makes features of prompts; without it requests with a prompt have none.
+        Without it requests with a prompt have no features.
     """
     records = _Records()
     for number, line in enumerate(lines, start=1):
@@ -215,6 +216,8 @@ def _seed(decision_id: str) -> int:
 def _features(records: _Records, decisions: list[Decision], encode: Encode | None) -> Floats:
     """Return features and the constant, (n, d); the constant alone where requests are missing."""
     rows: list[Floats] = []
+    prompts: dict[int, str] = {}
+    version = ""
     for decision in decisions:
         request = records.requests.get(_key(decision.budget, decision.request_id))
         if request is None:
@@ -225,8 +228,13 @@ def _features(records: _Records, decisions: list[Decision], encode: Encode | Non
             raw = base64.b64decode(request.features_b64, validate=True)
             rows.append(np.frombuffer(raw, "<f4").astype(np.float64))
         else:
-            encoded = None if encode is None else encode([request.prompt or ""])[0]
-            rows.append(np.zeros(0) if encoded is None else encoded)
+            # All by the newest version: features of two would not mean the same.
+            version = decision.features
+            prompts[len(rows)] = request.prompt or ""
+            rows.append(np.zeros(0))
+    if prompts and encode is not None:
+        for row, encoded in zip(prompts, encode(version, list(prompts.values())), strict=True):
+            rows[row] = encoded
     widths = {len(row) for row in rows}
     if len(widths) > 1:
         raise LogError(f"requests have features of different lengths: {sorted(widths)}")

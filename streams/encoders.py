@@ -139,6 +139,11 @@ class Encoders:
             f"the catalog wants {wanted} features, {name} makes {encoder.dimensions}"
         )
 
+    def of_version(self, version: str) -> Encoder:
+        """Return the encoder that decisions name so; :class:`EncoderError` if it is not there."""
+        shipped = self._read.setdefault(SHIPPED, self._find(SHIPPED))
+        return shipped if version == shipped.version else self._find(version)
+
     def add(self, path: Path) -> Encoder:
         """Copy an encoder into the folder under its version; return it."""
         encoder = read_encoder(path)

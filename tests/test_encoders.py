@@ -62,6 +62,15 @@ def test_a_command_says_which_line_has_no_prompt(
     assert "line 2 has no prompt" in done.output
 
 
+def test_an_encoder_is_found_by_the_name_that_decisions_have_for_it(tmp_path: Path) -> None:
+    encoders = Encoders(tmp_path)
+    shipped = lexical.default_encoder()
+    found = encoders.of_version(shipped.version).encode(["a prompt"])
+    assert found.tolist() == shipped.encode(["a prompt"]).tolist()
+    with pytest.raises(EncoderError, match="lexical-000000000000"):
+        encoders.of_version("lexical-000000000000")
+
+
 def test_an_encoder_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None:
     encoders = Encoders(tmp_path)
     with pytest.raises(EncoderError, match="tollway encoder add"):

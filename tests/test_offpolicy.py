@@ -247,6 +247,26 @@ def test_usage_is_priced_as_the_decision_pinned_it():
     assert read.features.tolist() == [[1.0], [1.0]]
 
 
+def test_prompts_become_features_by_the_newest_encoder_of_the_log():
+    log = logged(8, count=2)
+    records = list(as_records(log))
+    versions = iter(["lexical-aaaaaaaaaaaa", "lexical-bbbbbbbbbbbb"])
+    for record in records:
+        if isinstance(record, Request):
+            record.prompt, record.features, record.features_b64 = "x" * 7, None, None
+        elif isinstance(record, Decision):
+            record.features = next(versions)
+    asked = []
+
+    def made(version, prompts):
+        asked.append(version)
+        return np.array([[len(prompt), 0.5] for prompt in prompts])
+
+    read, _ = read_jsonl([encode(record) for record in records], encode=made)
+    assert asked == ["lexical-bbbbbbbbbbbb"]
+    assert read.features.tolist() == [[7.0, 0.5, 1.0]] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

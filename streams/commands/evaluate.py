@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from policy.offpolicy import Evaluation, Log, evaluate, target_probabilities
 from policy.registry import make_policy
-from policy.terms import PolicyError, Settings
-from streams.commands.common import fail, foreign_output
+from policy.terms import Floats, PolicyError, Settings
+from streams.commands.common import config_of, fail, foreign_output
 from streams.decision_log import LogError, read_log
+from streams.encoders import EncoderError, Encoders
 
 _WEIGHT_OFF = 0.1
 _EFFECTIVE_MIN = 50.0
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(name="evaluate")
     def evaluate_command(
+        ctx: typer.Context,
         log: Annotated[Path, typer.Argument(help="Decisions and outcomes, .jsonl or .npz.")],
         policy: Annotated[str, typer.Option(help="The policy to be evaluated.")] = "pareto",
         set_: Annotated[list[str] | None, typer.Option("--set", help="An option: k=v.")] = None,
@@ -44,10 +45,8 @@ def register(app: typer.Typer) -> None:
         """Estimate another policy's reward and cost from logged decisions."""
 
         # Only for a log with prompts: its library takes seconds to import.
-        def encode(prompts: Sequence[str]) -> NDArray[Any]:
-            from policy.lexical import default_encoder
-
-            return default_encoder().encode(prompts)
+        def encode(version: str, prompts: Sequence[str]) -> Floats:
+            return Encoders(config_of(ctx).encoders).of_version(version).encode(prompts)
 
         options = dict(_option(text) for text in set_ or [])
         try:
@@ -60,7 +59,7 @@ def register(app: typer.Typer) -> None:
             with foreign_output():
                 target = target_probabilities(decisions, made, learn=not frozen)
             reward, cost = evaluate(decisions, target, confidence=confidence)
-        except (LogError, PolicyError, ValueError) as exc:
+        except (LogError, PolicyError, EncoderError, ValueError) as exc:
             fail(str(exc))
         report = _report(decisions, left_out, policy, reward, cost)
         typer.echo(json.dumps(report)) if as_json else _show(report)
