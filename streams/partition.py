@@ -1,7 +1,7 @@
 """One partition at work: its records in, its decisions out, its state in the tables.
 
 Every method that touches the state holds the partition's lock, so that what is written to the
-tables contains only decisions that are acknowledged, and lies between two batches.
+tables lies between two batches; it is written when all decisions in it are acknowledged.
 """
 
 from __future__ import annotations
@@ -244,8 +244,9 @@ class Partition:
     async def checkpoint(self, *, everything: bool = False) -> None:
         """Write the dirty pages, then the position from which a fold must begin.
 
-        What is written contains only decisions and dead letters that were acknowledged. One at
-        a time: an older page written last, below a newer position, would lose what is between.
+        What is written contains only decisions and dead letters that were acknowledged; while
+        that is waited for, deciding goes on. One at a time: an older page written last, below a
+        newer position, would lose what is between.
         """
         async with self._checkpointing:
             await self._checkpoint(everything=everything)
@@ -254,10 +255,6 @@ class Partition:
         async with self.lock:
             if self.number == 0:
                 await self._refuse_entries()
-            pass_point("worker.before_flush")
-            await self.decisions.flush()
-            pass_point("worker.after_append")
-            await self.dead_letters.flush()
             self._checkpoints += 1
             late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
             state = self.state
@@ -271,6 +268,10 @@ class Partition:
             waiting = [r.offset for queue in state.deferred.values() for r in queue]
             done = None if self._requests_next is None else min([self._requests_next, *waiting])
         try:
+            pass_point("worker.before_flush")
+            await self.decisions.flush()
+            pass_point("worker.after_append")
+            await self.dead_letters.flush()
             self.learned = await write_pages(
                 self.tables, self.number, dumped, forgotten, self.learned
             )

@@ -63,6 +63,8 @@ class Outbox:
     _queue: deque[tuple[Any, int | None]] = field(default_factory=deque)
     _pending: deque[tuple[asyncio.Future[Any], int | None]] = field(default_factory=deque)
     _pump: asyncio.Task[None] | None = None
+    _sent: int = 0
+    _acknowledged: int = 0
 
     async def send(
         self, key: bytes | None, values: Sequence[bytes], *, keys: Sequence[bytes] | None = None,
@@ -94,6 +96,7 @@ class Outbox:
     async def _send(self, builder: Any, begun: int, first_offset: int | None) -> None:
         builder.close()
         self._queue.append((builder, None if first_offset is None else first_offset + begun))
+        self._sent += 1
         if self._pump is None or self._pump.done():
             if self._pump is not None:
                 self._pump.result()  # raises what ended it
@@ -109,8 +112,9 @@ class Outbox:
             self._pending.append((future, expected))
 
     async def flush(self) -> None:
-        """Return when everything sent so far is acknowledged, where it was foretold to lie."""
-        while self._queue or self._pending:
+        """Return when all that was sent before is acknowledged, where it was foretold to lie."""
+        sent = self._sent
+        while self._acknowledged < sent:
             await self._settle_first()
 
     async def broker_time(self, value: bytes) -> int:
@@ -134,5 +138,6 @@ class Outbox:
             raise FencedError(self.topic, self.partition, refused=refused) from None
         if self._pending and self._pending[0][0] is future:
             self._pending.popleft()
+            self._acknowledged += 1
             if expected is not None and metadata.offset != expected:
                 raise OverlapError(self.topic, self.partition, expected, metadata.offset)

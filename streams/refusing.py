@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class DeadLetters:
     known: set[tuple[str, int]]
     parked: dict[int, Mark] = field(default_factory=dict)
     _held: list[tuple[bytes, bytes]] = field(default_factory=list)
+    _sending: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def refuse(
         self, topic: str, offset: int, mark: Mark, verdict: Verdict, *, at_ms: int
@@ -75,16 +77,19 @@ class DeadLetters:
             await self._send()
 
     async def flush(self) -> None:
-        """Return when every dead letter is acknowledged."""
+        """Return when the dead letters of all that was refused before are acknowledged."""
         await self._send()
         await self.outbox.flush()
 
     async def _send(self) -> None:
-        await self.decisions.flush()
-        held, self._held = self._held, []
-        if held:
-            keys, values = zip(*held, strict=True)
-            await self.outbox.send(None, values, keys=keys)
+        async with self._sending:
+            # Others may come while we wait, after decisions that are not waited for.
+            count = len(self._held)
+            await self.decisions.flush()
+            held, self._held = self._held[:count], self._held[count:]
+            if held:
+                keys, values = zip(*held, strict=True)
+                await self.outbox.send(None, values, keys=keys)
 
     async def refuse_parked(self, offset: int, verdict: Verdict, *, at_ms: int) -> None:
         """Write the dead letter of an outcome that was parked."""

@@ -38,6 +38,8 @@ from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 logger = logging.getLogger(__name__)
 
+OUTCOMES_LINGER_S = 0.1
+"""Only requests without money wait for a settlement: fewer batches leave more time to decide."""
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
 
@@ -78,7 +80,9 @@ class Worker:
             async for batch in batches:
                 await self.partitions[batch.partition].on_requests(batch)
 
-        @app.batch_agent(app.batch_topic(topics.OUTCOMES), name="tollway.settle")
+        outcomes = app.batch_topic(topics.OUTCOMES, linger_s=OUTCOMES_LINGER_S)
+
+        @app.batch_agent(outcomes, name="tollway.settle")
         async def settle(batches: Any) -> None:
             """Settle reservations and learn from outcomes."""
             async for batch in batches:

@@ -66,7 +66,6 @@ class CountingApp(BatchApp):
         super().__init__(
             args.app,
             broker=f"kafka://{args.broker}",
-            queued_batches_max=args.queued,
             broker_session_timeout=args.session,
             broker_heartbeat_interval=0.3,
             broker_commit_interval=args.commit_interval,
@@ -137,7 +136,8 @@ class CountingApp(BatchApp):
             "counted",
             partition=batch.partition,
             next=batch.next_offset,
-            queued=self.consumer.queued_batches(TP(batch.topic, batch.partition)),
+            size=len(batch),
+            waiting=self.consumer.waiting(TP(batch.topic, batch.partition)),
         )
 
 
@@ -175,7 +175,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--antidote", default="")
     parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--queued", type=int, default=2)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--session", type=float, default=3.0)
     parser.add_argument("--work", type=float, default=0.0)

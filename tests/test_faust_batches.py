@@ -437,12 +437,15 @@ def test_gaps_headers_and_the_last_batch_of_an_idle_partition(bench: Bench) -> N
 
 
 @pytest.mark.kafka
-def test_a_partition_with_full_queue_is_paused(bench: Bench) -> None:
+def test_batches_are_bounded_and_of_a_partition_with_enough_waiting_none_is_fetched(
+    bench: Bench,
+) -> None:
     bench.feed(3_000)
-    bench.start(queued=3, batch=100, work=0.05)
+    bench.start(batch=100, work=0.05)
     until(bench.counted, "counted")
-    queued = [line["queued"] for line in bench.journal("counted")]
-    assert max(queued) == 3
+    counted = bench.journal("counted")
+    assert max(line["size"] for line in counted) == 100
+    assert 0 < max(line["waiting"] for line in counted) < 200
 
 
 @pytest.mark.kafka

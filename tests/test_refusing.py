@@ -73,6 +73,20 @@ async def test_an_owner_that_is_shut_out_writes_none() -> None:
     assert broker.done == broker.letters == []
 
 
+async def test_a_dead_letter_that_comes_while_decisions_are_waited_for_waits_for_those_after_it():
+    broker = Broker()
+    letters = broker.dead_letters()
+
+    class Slow(Outbox):
+        async def flush(self) -> None:
+            await refuse(letters, 2)
+
+    letters.decisions = Slow(None, "decisions", 0)  # type: ignore[arg-type]
+    await refuse(letters, 1)
+    await letters.flush()
+    assert [letter.offset for letter in broker.letters] == [1]
+
+
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusing, "HELD_MAX", 3)
     broker = Broker()

@@ -41,7 +41,7 @@ BASELINE: dict[str, Any] = {
     "broker_session_timeout": 10.0,
     "broker_heartbeat_interval": 1.0,
     "broker_rebalance_timeout": 60.0,
-    "broker_max_poll_records": 1_000,
+    "broker_max_poll_records": 2_048,
     "stream_recovery_delay": 0.0,
     "producer_acks": -1,
     "producer_linger": 0.0,
@@ -66,9 +66,6 @@ class BatchApp(faust.App):
         The consumer group, and the prefix of the changelogs.
     broker : str
         ``kafka://host:port``.
-    queued_batches_max : int
-        Batches of one partition that may wait for their agent; at that number the partition
-        is paused.
     release_timeout_s : float
         How long an agent may take to finish its batch when partitions are revoked. Keep it,
         and what the hooks need, below ``broker_rebalance_timeout``.
@@ -81,14 +78,13 @@ class BatchApp(faust.App):
         app_id: str,
         *,
         broker: str,
-        queued_batches_max: int = 2,
         release_timeout_s: float = 30.0,
         **settings: Any,
     ) -> None:
         self.batch_topics: set[str] = set()
+        self.linger_s: dict[str, float] = {}
         self.stop_requested = asyncio.Event()
         self._releasing = asyncio.Lock()
-        self.queued_batches_max = queued_batches_max
         self.release_timeout_s = release_timeout_s
         self.commit_positions: Callable[[TP], int | None] = self._finished_position
         self.before_commit: Callable[[Partitions], Awaitable[None]] = _nothing
@@ -101,9 +97,15 @@ class BatchApp(faust.App):
 
     # -- declaring
 
-    def batch_topic(self, name: str) -> Any:
-        """Return the topic, delivered in record batches. It must exist on the broker."""
+    def batch_topic(self, name: str, *, linger_s: float = 0.0) -> Any:
+        """Return the topic, delivered in record batches. It must exist on the broker.
+
+        After a batch of a partition the next one comes ``linger_s`` later, unless many records
+        wait: of a topic that nobody waits for, few batches cost less than many.
+        """
         self.batch_topics.add(name)
+        if linger_s:
+            self.linger_s[name] = linger_s
         return self.topic(name, schema=BatchSchema())
 
     def batch_agent(self, topic: Any, *, name: str) -> Callable[[AgentBody], Any]:

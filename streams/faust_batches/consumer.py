@@ -1,163 +1,31 @@
-"""The consumer: one event per fetch and partition, and commits that wait for their reasons."""
+"""The consumer: record batches, and commits that wait for their reasons."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from faust.transport.consumer import ensure_TP, ensure_TPset
-from faust.transport.drivers.aiokafka import Consumer
+from faust.transport.consumer import ensure_TPset
 from faust.types import TP
-from faust.types.tuples import ConsumerMessage
 
+from streams.faust_batches.delivery import DeliveringConsumer
 from streams.faust_batches.errors import BatchStuckError
-from streams.faust_batches.schema import RecordBatch
-from streams.faust_batches.thread import BatchConsumerThread, BatchRebalanceListener, Records
-
-if TYPE_CHECKING:
-    from faust.types import EventT
-
-    from streams.faust_batches.app import BatchApp
-
-FETCH_TIMEOUT_S = 1.0
+from streams.faust_batches.thread import Records
 
 
-class BatchConsumer(Consumer):
+class BatchConsumer(DeliveringConsumer):
     """Delivers record batches and commits what the app says.
 
     Partitions are *owned* from the moment their tables are restored and ``on_assigned`` returned
     until ``on_revoked`` returned. Only owned partitions are delivered and committed.
     """
 
-    app: BatchApp
-    RebalanceListener = BatchRebalanceListener
-    _thread: BatchConsumerThread
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.owned: frozenset[TP] = frozenset()
         self._commit_lock = asyncio.Lock()
-        self.epoch = 0
-        self._queued: dict[TP, set[int]] = defaultdict(set)
-        self._done: dict[TP, int] = {}
-
-    def _new_consumer_thread(self) -> BatchConsumerThread:
-        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
-
-    # -- what is fetched
-
-    def _publish_wanted(self) -> None:
-        """Tell the fetching thread which partitions are neither paused nor full."""
-        queued, queued_max = self._queued, self.app.queued_batches_max
-        full = {tp for tp, offsets in queued.items() if len(offsets) >= queued_max}
-        self._thread.want(frozenset(self._get_active_partitions()) - full)
-
-    def pause_partitions(self, tps: Iterable[TP]) -> None:
-        """Stop fetching from partitions."""
-        super().pause_partitions(tps)
-        self._publish_wanted()
-
-    def resume_partitions(self, tps: Iterable[TP]) -> None:
-        """Fetch from partitions again."""
-        super().resume_partitions(tps)
-        self._publish_wanted()
-
-    def on_buffer_full(self, tp: TP) -> None:
-        """Call when a topic that is not delivered in batches fills its agent's queue."""
-        super().on_buffer_full(tp)
-        self._publish_wanted()
-
-    def on_buffer_drop(self, tp: TP) -> None:
-        """Call when that queue has room again."""
-        super().on_buffer_drop(tp)
-        self._publish_wanted()
-
-    def stop_flow(self) -> None:
-        """Deliver nothing more, also not what is being fetched now."""
-        self.epoch += 1
-        super().stop_flow()
-        self._thread.wake()
-
-    def queued_batches(self, tp: TP) -> int:
-        """Return how many batches of a partition were delivered and are not finished."""
-        return len(self._queued[tp])
-
-    # -- what is delivered
-
-    async def _drain_messages(self, fetcher: Any) -> None:
-        try:
-            while not (self.should_stop or fetcher.should_stop):
-                if not self.flow_active:
-                    await self.wait(self.can_resume_flow)  # type: ignore[arg-type]
-                epoch = self.epoch
-                records = await self._thread.fetch(FETCH_TIMEOUT_S, epoch)
-                await self._deliver(records, epoch)
-        except self.consumer_stopped_errors:
-            if not self.app.should_stop:
-                raise
-        except asyncio.CancelledError:
-            if not self.app.should_stop:
-                raise
-
-    async def _deliver(self, records: Records, epoch: int) -> None:
-        for key, found in records.items():
-            tp = ensure_TP(key)
-            # Records dropped here are fetched again: a seek of all partitions follows
-            # every stopped flow.
-            if self.epoch != epoch:
-                return
-            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            if tp.topic in self.app.batch_topics:
-                await self._deliver_batch(tp, RecordBatch(found))
-            else:
-                for record in found:
-                    if self.epoch == epoch:
-                        await self._deliver_record(tp, self._to_message(tp, record))
-
-    async def _deliver_batch(self, tp: TP, batch: RecordBatch) -> None:
-        last = batch[-1]
-        message = ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            last.offset,
-            last.timestamp / 1000,
-            last.timestamp_type,
-            [],
-            None,
-            cast("bytes", batch),  # Any value will do for Faust, but its annotation.
-            None,
-            0,
-            0,
-            tp,
-            # Without the generation the stream silently skips the event.
-            generation_id=self.app.consumer_generation_id,
-        )
-        self._queued[tp].add(last.offset)
-        self._publish_wanted()
-        await self.wait_first(self.callback(message), self.suspend_flow.wait())
-
-    async def _deliver_record(self, tp: TP, message: ConsumerMessage) -> None:
-        read, offset = self._read_offset[tp], message.offset
-        if read is not None and offset < read:
-            return
-        if read and offset - read > 1 and self.app.topics.acks_enabled_for(tp.topic):
-            await self._add_gap(tp, read + 1, offset - 1)
-        if self._commit_every is not None and self._n_acked >= self._commit_every:
-            self._n_acked = 0
-            await self.commit()
-        await self.wait_first(self.callback(message), self.suspend_flow.wait())
-        self._read_offset[tp] = offset
-
-    def on_batch_done(self, event: EventT[Any]) -> None:
-        """Call when an agent's body has finished a batch."""
-        message = event.message
-        if message.generation_id == self.app.consumer_generation_id:
-            self._queued[message.tp].discard(message.offset)
-            self._done[message.tp] = cast("RecordBatch", event.value).next_offset
-            self._publish_wanted()
 
     async def wait_idle(self, timeout: float) -> None:
         """Wait until no agent is inside a batch; raise :class:`BatchStuckError` if one stays."""
@@ -283,7 +151,7 @@ class BatchConsumer(Consumer):
         """Drop all bookkeeping of partitions that were given up."""
         self.owned = frozenset()
         for tp in partitions:
-            for book in (self._gap, self._acked, self._acked_index, self._queued, self._done):
+            for book in (self._gap, self._acked, self._acked_index, self._done):
                 book.pop(tp, None)
             self._read_offset.pop(tp, None)
             self._committed_offset.pop(tp, None)

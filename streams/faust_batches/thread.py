@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 Records = Mapping[TP, list[Any]]
 
+FETCH_WAIT_MS = 100
+"""How long the broker may keep a fetch for which it has nothing. A partition that was full when
+the fetch was sent is not in it, and must wait for the next one."""
+PREFETCH_BACKOFF_S = 0.01
+"""How long what is fetched and not taken keeps aiokafka from fetching from the other partitions."""
+
 
 class BatchRebalanceListener(ConsumerRebalanceListener):
     """Notes that an assignment is as good as a heartbeat."""
@@ -47,7 +53,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._wake = asyncio.Event()
         self._positions = asyncio.Lock()
         await super().on_start()
-        coordinator = self._ensure_consumer()._coordinator
+        consumer = self._ensure_consumer()
+        consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF_S
+        coordinator = consumer._coordinator
         # aiokafka keeps the time of the last good heartbeat in a local variable.
         coordinator._do_heartbeat = self._noting_heartbeats(coordinator._do_heartbeat)
 
@@ -57,6 +65,12 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         await QueueServiceThread.on_thread_stop(self)
         if self._consumer is not None:
             await stop_consumer(self._consumer)
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust says 1.5 s, and lets nobody say otherwise.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
 
     def _noting_heartbeats(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Any]:
         async def do_heartbeat() -> bool:
@@ -84,8 +98,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     def want(self, partitions: frozenset[TP]) -> None:
         """Fetch from these partitions from now on; safe to call from the main thread."""
-        self._wanted = partitions
-        self.wake()
+        if partitions != self._wanted:
+            self._wanted = partitions
+            self.wake()
 
     def wake(self) -> None:
         """Let a waiting fetch look again at what is wanted."""
