@@ -38,7 +38,7 @@ from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES_LINGER_S = 0.1
+OUTCOMES_LINGER_S = 0.25
 """Only requests without money wait for a settlement: fewer batches leave more time to decide."""
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
