@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -112,7 +114,6 @@ class Partition:
             record = records[place]
             await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
         requests = await self._without_misplaced(records, requests)
-        values = {record.offset: record.value for record in records}
         past: set[int] = set()
         for row, constraints in requests.constraints.items():
             if (
@@ -122,14 +123,15 @@ class Partition:
                 verdict = Verdict("refused", "deadline_past", "read after its deadline")
                 offset = requests.offsets[row]
                 past.add(offset)
-                await self._refuse(topics.REQUESTS, offset, values[offset], verdict)
+                await self._refuse(topics.REQUESTS, offset, _value_at(records, offset), verdict)
         self._headers.update((r.offset, r.headers) for r in records if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
         for request in await self._decide(requests, now_ms=now_ms):
             if request.offset in past:
                 continue  # It has its dead letter.
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
-            await self._refuse(topics.REQUESTS, request.offset, values[request.offset], verdict)
+            value = _value_at(records, request.offset)
+            await self._refuse(topics.REQUESTS, request.offset, value, verdict)
 
     async def _without_misplaced(self, records: Sequence[Any], requests: Requests) -> Requests:
         """Refuse the requests whose key belongs to another partition; return the others.
@@ -312,6 +314,12 @@ class Partition:
         keys = [f"{self.number}:{arm}".encode() for arm in learned]
         await self.statistics.send(None, values, keys=keys)
         await self.statistics.flush()
+
+
+def _value_at(records: Sequence[Any], offset: int) -> bytes | None:
+    """Return the value of the record at an offset; the records are in the order of theirs."""
+    value: bytes | None = records[bisect_left(records, offset, key=attrgetter("offset"))].value
+    return value
 
 
 def settle_records(

@@ -79,16 +79,12 @@ class Outbox:
         now_ms = int(time.time() * 1_000)
         builder, begun = self.producer.create_batch(), 0
         for number, value in enumerate(values):
-            record = {
-                "key": key if keys is None else keys[number],
-                "value": value,
-                "timestamp": now_ms,
-                "headers": list(headers[number]) if headers else [],
-            }
-            if builder.append(**record) is None:
+            own = key if keys is None else keys[number]
+            more = list(headers[number]) if headers else []
+            if builder.append(timestamp=now_ms, key=own, value=value, headers=more) is None:
                 await self._send(builder, begun, first_offset)
                 builder, begun = self.producer.create_batch(), number
-                if builder.append(**record) is None:
+                if builder.append(timestamp=now_ms, key=own, value=value, headers=more) is None:
                     raise ValueError(f"a record of {len(value)} bytes does not fit a batch")
         if builder.record_count():
             await self._send(builder, begun, first_offset)
