@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import Meta, Struct
 
 from streams.records import (
     BUDGET_LENGTH_MAX,
@@ -24,6 +24,7 @@ from streams.records import (
     Outcome,
     Request,
     decode,
+    fields_of,
 )
 
 R = TypeVar("R", bound=Struct)
@@ -77,16 +78,7 @@ def _match(texts: Collection[str], lines_of: re.Pattern[str]) -> bool:
 
 
 def _without_patterns(kind: type[Struct], names: Collection[str]) -> type[Struct]:
-    fields: list[Any] = []
-    for field in msgspec.structs.fields(kind):
-        type_ = _Short if field.name in names else field.type
-        if field.default is not NODEFAULT:
-            fields.append((field.name, type_, field.default))
-        elif field.default_factory is not NODEFAULT:
-            default = msgspec.field(default_factory=field.default_factory)
-            fields.append((field.name, type_, default))
-        else:
-            fields.append((field.name, type_))
+    fields = fields_of(kind, lambda field: _Short if field.name in names else field.type)
     return msgspec.defstruct(
         kind.__name__, fields, kw_only=True, forbid_unknown_fields=True, gc=False
     )

@@ -16,20 +16,13 @@ from msgspec import NODEFAULT
 from policy.choices import Choices
 from policy.decide import Decided
 from policy.eligibility import WHY_NOT
-from streams.records import Candidates, Decision, PriceTag, Seen, Waiting
+from streams.records import Candidates, Decision, PriceTag, Seen, Waiting, fields_of
 
 _FIELDS = msgspec.structs.fields(Decision)
 _DEFAULTS = {f.name: f.default_factory if f.default is NODEFAULT else f.default for f in _FIELDS}
 _Row: Any = msgspec.defstruct(
     "_Row",
-    [
-        (f.name, Any)
-        if f.required
-        else (f.name, Any, f.default)
-        if f.default is not NODEFAULT
-        else (f.name, Any, msgspec.field(default_factory=f.default_factory))
-        for f in _FIELDS
-    ],
+    fields_of(Decision, lambda _: Any),
     omit_defaults=True,
     gc=False,
 )

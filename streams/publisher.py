@@ -63,7 +63,6 @@ class Outbox:
     _queue: deque[tuple[Any, int | None]] = field(default_factory=deque)
     _pending: deque[tuple[asyncio.Future[Any], int | None]] = field(default_factory=deque)
     _pump: asyncio.Task[None] | None = None
-    _sent: int = 0
     _acknowledged: int = 0
 
     async def send(
@@ -92,7 +91,6 @@ class Outbox:
     async def _send(self, builder: Any, begun: int, first_offset: int | None) -> None:
         builder.close()
         self._queue.append((builder, None if first_offset is None else first_offset + begun))
-        self._sent += 1
         if self._pump is None or self._pump.done():
             if self._pump is not None:
                 self._pump.result()  # raises what ended it
@@ -109,7 +107,7 @@ class Outbox:
 
     async def flush(self) -> None:
         """Return when all that was sent before is acknowledged, where it was foretold to lie."""
-        sent = self._sent
+        sent = self._acknowledged + len(self._pending) + len(self._queue)
         while self._acknowledged < sent:
             await self._settle_first()
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import FieldInfo
 
 from policy.money import AMOUNT_MAX, BILL_MAX, INT64_MAX, PRICE_MAX, TOKENS_MAX
 from streams.newer import known_part
@@ -382,6 +383,20 @@ def _decode_newer(kind: type[R], value: bytes) -> R | None:
         return msgspec.convert(known_part(kind, raw), kind, strict=True)
     except msgspec.ValidationError as exc:
         raise BadRecordError(_reason(str(exc)), str(exc)) from None
+
+
+def fields_of(kind: type[Struct], type_of: Callable[[FieldInfo], Any]) -> list[Any]:
+    """Return the fields of a kind as :func:`msgspec.defstruct` takes them, of other types."""
+    found: list[Any] = []
+    for field in msgspec.structs.fields(kind):
+        typed = field.name, type_of(field)
+        if field.required:
+            found.append(typed)
+        elif field.default is not NODEFAULT:
+            found.append((*typed, field.default))
+        else:
+            found.append((*typed, msgspec.field(default_factory=field.default_factory)))
+    return found
 
 
 def decode_catalog(value: bytes | None) -> CatalogEntry:
