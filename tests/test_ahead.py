@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.faust_batches.ahead import BYTES_MAX, WORTH_IT, Ahead
+from streams.faust_batches.delivery import DeliveringConsumer
 
 QUICK, SLOW = TP("quick", 0), TP("slow", 0)
 
@@ -79,6 +81,17 @@ def test_after_a_stopped_flow_nothing_is_left_that_could_keep_a_partition_back()
     assert not ahead.is_full(SLOW)
     ahead.put(SLOW, records(0, 1))
     assert offsets(ahead.take(SLOW, at=0.0)) == [0]
+
+
+def test_a_stopped_flow_drops_what_waits_because_it_is_read_again() -> None:
+    consumer = DeliveringConsumer.__new__(DeliveringConsumer)
+    consumer.epoch, consumer._ahead = 0, make_ahead()
+    consumer.can_resume_flow, consumer.suspend_flow = asyncio.Event(), asyncio.Event()
+    consumer._thread = SimpleNamespace(wake=lambda: None)  # type: ignore[assignment]
+    consumer._ahead.put(QUICK, records(0, 3))
+    consumer.stop_flow()
+    assert consumer.waiting(QUICK) == 0
+    assert consumer.epoch == 1
 
 
 @given(st.lists(st.one_of(st.integers(1, 7), st.just("take"), st.just("finish"))))
