@@ -33,7 +33,7 @@ from streams.metrics import Metrics
 from streams.opening import Opener
 from streams.partition import Partition
 from streams.patience import until_there
-from streams.publisher import FencedError, make_producer
+from streams.publisher import FencedError, make_producer, to_the_wire
 from streams.topic_facts import TopicRefusedError, check_ids, check_topics
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Worker:
             """Decide requests: which model, at what reserved price, and why."""
             async for batch in batches:
                 await self.partitions[batch.partition].on_requests(batch)
+                await to_the_wire()
 
         outcomes = app.batch_topic(topics.OUTCOMES, linger_s=OUTCOMES_LINGER_S)
 

@@ -1,9 +1,9 @@
-"""What is fetched and delivered: the next batch of a partition when its agent is free."""
+"""What is fetched and delivered: the next batch when its agent is free."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,11 +33,10 @@ class DeliveringConsumer(Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.epoch = 0
         self._ahead = Ahead(
             records_max=self.app.conf.broker_max_poll_records or 1, linger_s=self.app.linger_s
         )
-        self._alarms: dict[TP, asyncio.TimerHandle] = {}
+        self._alarms: dict[str, asyncio.TimerHandle] = {}
         self._done: dict[TP, int] = {}
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -45,10 +44,43 @@ class DeliveringConsumer(Consumer):
 
     # -- what is fetched
 
+    @property
+    def epoch(self) -> int:
+        """Return a number that grows whenever the flow is stopped."""
+        return self._ahead.epoch
+
+    def room(self, partitions: frozenset[TP]) -> frozenset[TP]:
+        """Return of which of these more may be fetched; for the fetching thread."""
+        return self._ahead.room(partitions)
+
+    def receive(self, records: Records, epoch: int) -> Records:
+        """Let records of batch topics wait for their agents; return the others.
+
+        For the fetching thread, which goes on at once: a batch in the main thread takes longer
+        than a fetch.
+        """
+        rest = {}
+        arrived = []
+        for key, found in records.items():
+            tp = ensure_TP(key)
+            if tp.topic in self.app.batch_topics:
+                self._ahead.put(tp, found, epoch=epoch)
+                arrived.append(tp)
+            else:
+                rest[tp] = found
+        if arrived:
+            self.loop.call_soon_threadsafe(self._arrived, arrived)
+        return rest
+
+    def _arrived(self, tps: Sequence[TP]) -> None:
+        for tp in tps:
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+        for topic in {tp.topic for tp in tps}:
+            self._hand_over_soon(topic)
+
     def _publish_wanted(self) -> None:
-        """Tell the fetching thread which partitions are neither paused nor full."""
-        active = self._get_active_partitions()
-        self._thread.want(frozenset(tp for tp in active if not self._ahead.is_full(tp)))
+        """Tell the fetching thread which partitions are not paused."""
+        self._thread.want(frozenset(self._get_active_partitions()))
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
         """Stop fetching from partitions."""
@@ -59,8 +91,8 @@ class DeliveringConsumer(Consumer):
         """Fetch from partitions again."""
         super().resume_partitions(tps)
         self._publish_wanted()
-        for tp in ensure_TPset(tps):
-            self._hand_over_soon(tp)
+        for topic in {tp.topic for tp in ensure_TPset(tps)}:
+            self._hand_over_soon(topic)
 
     def on_buffer_full(self, tp: TP) -> None:
         """Call when a topic that is not delivered in batches fills its agent's queue."""
@@ -71,11 +103,9 @@ class DeliveringConsumer(Consumer):
         """Call when that queue has room again."""
         super().on_buffer_drop(tp)
         self._publish_wanted()
-        self._hand_over_soon(tp)
 
     def stop_flow(self) -> None:
         """Deliver nothing more, also not what is being fetched now."""
-        self.epoch += 1
         self._ahead.clear()
         super().stop_flow()
         self._thread.wake()
@@ -104,39 +134,44 @@ class DeliveringConsumer(Consumer):
     async def _deliver(self, records: Records, epoch: int) -> None:
         for key, found in records.items():
             tp = ensure_TP(key)
-            # Records dropped here are fetched again: a seek of all partitions follows
-            # every stopped flow.
-            if self.epoch != epoch:
-                return
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            if tp.topic in self.app.batch_topics:
-                self._ahead.put(tp, found)
-                self._publish_wanted()
-                await self._hand_over(tp)
-            else:
-                for record in found:
-                    if self.epoch == epoch:
-                        await self._deliver_record(tp, self._to_message(tp, record))
+            for record in found:
+                # Records dropped here are fetched again: a seek of all partitions follows
+                # every stopped flow.
+                if self.epoch != epoch:
+                    return
+                await self._deliver_record(tp, self._to_message(tp, record))
 
-    async def _hand_over(self, tp: TP) -> None:
-        """Give the agent what waits of a partition, if it is done with what it had."""
-        if not self.flow_active or tp not in self._get_active_partitions():
+    async def _hand_over(self, topic: str) -> None:
+        """Give the agent of a topic what has waited longest, if it is done with what it had."""
+        if not self.flow_active:
             return  # Asked again when that is over.
-        records = self._ahead.take(tp, at=monotonic())
-        if records:
-            await self._deliver_batch(tp, RecordBatch(records))
+        now, among = monotonic(), self._get_active_partitions()
+        taken = self._ahead.take(topic, among=among, at=now)
+        if taken is not None:
+            if taken.was_full:
+                self._thread.wake()
+            await self._deliver_batch(taken.tp, RecordBatch(taken.records))
             return
-        rests_s = self._ahead.rests_s(tp, at=monotonic())
-        if rests_s and tp not in self._alarms:
-            self._alarms[tp] = self.loop.call_later(rests_s, self._ring, tp)
+        rests_s = self._ahead.rests_s(topic, among=among, at=now)
+        if rests_s:
+            self._set_alarm(topic, rests_s)
 
-    def _ring(self, tp: TP) -> None:
-        del self._alarms[tp]
-        self._hand_over_soon(tp)
+    def _set_alarm(self, topic: str, in_s: float) -> None:
+        alarm = self._alarms.get(topic)
+        if alarm is not None:
+            if alarm.when() <= self.loop.time() + in_s:
+                return
+            alarm.cancel()
+        self._alarms[topic] = self.loop.call_later(in_s, self._ring, topic)
 
-    def _hand_over_soon(self, tp: TP) -> None:
-        if self._ahead.count(tp) and not self.should_stop:
-            self.add_future(self._hand_over(tp))
+    def _ring(self, topic: str) -> None:
+        del self._alarms[topic]
+        self._hand_over_soon(topic)
+
+    def _hand_over_soon(self, topic: str) -> None:
+        if topic in self.app.batch_topics and not self.should_stop:
+            self.add_future(self._hand_over(topic))
 
     async def _deliver_batch(self, tp: TP, batch: RecordBatch) -> None:
         last = batch[-1]
@@ -156,7 +191,6 @@ class DeliveringConsumer(Consumer):
             # Without the generation the stream silently skips the event.
             generation_id=self.app.consumer_generation_id,
         )
-        self._publish_wanted()
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
 
     async def _deliver_record(self, tp: TP, message: ConsumerMessage) -> None:
@@ -177,4 +211,4 @@ class DeliveringConsumer(Consumer):
         if message.generation_id == self.app.consumer_generation_id:
             self._ahead.finished(message.tp, message.offset)
             self._done[message.tp] = cast("RecordBatch", event.value).next_offset
-            self._hand_over_soon(message.tp)
+            self._hand_over_soon(message.tp.topic)

@@ -108,9 +108,10 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
             self.thread_loop.call_soon_threadsafe(self._wake.set)
 
     async def fetch(self, timeout: float, epoch: int) -> Records:
-        """Return records of the wanted partitions, waiting for some at most ``timeout``.
+        """Fetch from the wanted partitions for at most ``timeout``.
 
-        When the flow was stopped since ``epoch``, nothing is taken.
+        What ``consumer.receive`` does not keep is returned as soon as there is some. When the
+        flow was stopped since ``epoch``, nothing is taken.
         """
         records: Records = await self.call_thread(self._fetch, timeout, epoch)
         return records
@@ -127,13 +128,16 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
                     self._wake.clear()
                     # An immutable copy: aiokafka takes an empty set for "all partitions", and
                     # the main thread changes its own set whenever it likes.
-                    wanted = self._wanted
+                    wanted = self.consumer.room(self._wanted)
                     if wanted:
                         records: Records = await fetcher.fetched_records(
                             wanted, timeout=0, max_records=consumer._max_poll_records
                         )
+                        rest = self.consumer.receive(records, epoch)
+                        if rest:
+                            return rest
                         if records:
-                            return records
+                            continue
                     remaining = deadline - monotonic()
                     if remaining <= 0:
                         break
