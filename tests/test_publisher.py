@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from streams.publisher import Outbox, OverlapError
+from streams.bench.backlog import create_topics
+from streams.publisher import Outbox, OverlapError, make_producer, to_the_wire
 
 
 class Producer:
@@ -60,3 +61,28 @@ async def test_a_batch_that_lies_elsewhere_ends_the_flush() -> None:
     producer.acknowledge(0, 9)
     with pytest.raises(OverlapError, match="wrote at 9, expected 4"):
         await outbox.flush()
+
+
+async def test_a_batch_is_with_the_broker_before_the_next_is_worked_on(kafka: str) -> None:
+    await create_topics(kafka, ["publisher"], partitions=1)
+    producer = make_producer(kafka)
+    await producer.start()
+    try:
+        outbox = Outbox(producer, "publisher", 0)
+        await outbox.send(None, [b"first"])
+        await outbox.flush()
+        sent: list[str] = []
+        send = producer.client.send
+
+        def noting(node_id: int, request: Any, **group: Any) -> Any:
+            sent.append(type(request).__name__)
+            return send(node_id, request, **group)
+
+        producer.client.send = noting
+        await outbox.send(None, [b"second"])
+        assert sent == []
+        await to_the_wire()
+        assert sent == ["ProduceRequest"]
+        await outbox.flush()
+    finally:
+        await producer.stop()
