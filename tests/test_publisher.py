@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from streams.bench.backlog import create_topics
 from streams.embedded import KafkaServer
 from streams.log import LogReader
 from streams.publisher import Outbox, OverlapError, make_producer
@@ -55,23 +55,6 @@ async def test_a_flush_does_not_wait_for_what_is_sent_after_it_began() -> None:
     await asyncio.wait_for(second, 1)
 
 
-async def test_a_batch_that_lies_elsewhere_ends_the_flush() -> None:
-    producer = Producer()
-    outbox = Outbox(producer, "decisions", 0)  # type: ignore[arg-type]
-    await outbox.send(None, [b"a"], first_offset=4)
-    await settle()
-    producer.acknowledge(0, 9)
-    with pytest.raises(OverlapError, match="wrote at 9, expected 4"):
-        await outbox.flush()
-
-
-async def make_topic(kafka: str, name: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    await admin.create_topics([NewTopic(name, 1, 1)])
-    await admin.close()
-
-
 async def records(kafka: str, topic: str) -> list[tuple[int, bytes]]:
     reader = LogReader(kafka)
     await reader.start()
@@ -88,7 +71,7 @@ async def test_a_broker_that_is_away_for_longer_than_a_request_may_take_is_waite
 ) -> None:
     """Whatever the producer knows of the topic's leader: it may never have asked, or forget it."""
     kafka = kafka_server.start()
-    await make_topic(kafka, topic_prefix)
+    await create_topics(kafka, [topic_prefix], partitions=1)
     producer = make_producer(kafka, request_timeout_ms=300)
     await producer.start()
     outbox = Outbox(producer, topic_prefix, 0)
@@ -116,3 +99,13 @@ async def test_a_broker_that_is_away_for_longer_than_a_request_may_take_is_waite
     found = await records(kafka, topic_prefix)
     assert [value for _, value in found if value != b"e"] == [b"a", b"b", b"c", b"d"]
     assert [offset for offset, _ in found] == list(range(5))
+
+
+async def test_a_batch_that_lies_elsewhere_ends_the_flush() -> None:
+    producer = Producer()
+    outbox = Outbox(producer, "decisions", 0)  # type: ignore[arg-type]
+    await outbox.send(None, [b"a"], first_offset=4)
+    await settle()
+    producer.acknowledge(0, 9)
+    with pytest.raises(OverlapError, match="wrote at 9, expected 4"):
+        await outbox.flush()
