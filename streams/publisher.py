@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import ProducerFenced
+from aiokafka.errors import KafkaTimeoutError, ProducerFenced, UnknownTopicOrPartitionError
+
+logger = logging.getLogger(__name__)
 
 Headers = Sequence[tuple[str, bytes]]
 BATCH_BYTES = 1 << 19
@@ -39,8 +44,8 @@ class FencedError(Exception):
 
 
 def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaProducer:
-    """Return the producer for everything that must not be lost."""
-    return AIOKafkaProducer(
+    """Return the producer for everything that must not be lost; what it has taken it sends."""
+    producer = AIOKafkaProducer(
         bootstrap_servers=kafka,
         acks="all",
         enable_idempotence=True,
@@ -49,6 +54,11 @@ def make_producer(kafka: str, *, request_timeout_ms: int = 60_000) -> AIOKafkaPr
         max_request_size=4 * BATCH_BYTES,
         request_timeout_ms=request_timeout_ms,
     )
+    # It would drop a batch of this age while no leader is known, as when the broker has been away
+    # for longer and comes up. Its records have their numbers: late they still are at their place,
+    # and dropped they would leave a hole.
+    producer._message_accumulator._batch_ttl = math.inf
+    return producer
 
 
 async def to_the_wire() -> None:
@@ -114,9 +124,23 @@ class Outbox:
     async def _run(self) -> None:
         while self._queue:
             builder, expected = self._queue[0]
-            future = await self.producer.send_batch(builder, self.topic, partition=self.partition)
+            future = await self._taken(
+                partial(self.producer.send_batch, builder, self.topic, partition=self.partition)
+            )
             self._queue.popleft()
             self._pending.append((future, expected))
+
+    async def _taken(self, hand_over: Callable[[], Awaitable[Any]]) -> Any:
+        """Hand something over to the producer until it takes it; return its future.
+
+        After its request timeout it refuses what it has no room for, or whose topic it has not
+        heard of yet, because the broker is away. Nothing of that is sent, nor has a number.
+        """
+        while True:
+            try:
+                return await hand_over()
+            except (KafkaTimeoutError, UnknownTopicOrPartitionError) as exc:
+                logger.warning("%s/%s waits for Kafka: %r", self.topic, self.partition, exc)
 
     async def flush(self) -> None:
         """Return when all that was sent before is acknowledged, where it was foretold to lie."""
@@ -126,10 +150,10 @@ class Outbox:
 
     async def broker_time(self, value: bytes) -> int:
         """Append a record and return when the broker says that it did."""
-        metadata = await self.producer.send_and_wait(
-            self.topic, value, key=b"clock", partition=self.partition
+        future = await self._taken(
+            partial(self.producer.send, self.topic, value, key=b"clock", partition=self.partition)
         )
-        return int(metadata.timestamp)
+        return int((await future).timestamp)
 
     async def _settle_first(self) -> None:
         if not self._pending:

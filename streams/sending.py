@@ -22,17 +22,25 @@ from streams.records import (
     Request,
     decision_id,
     decode,
+    encode,
 )
-from streams.tailing import TailReader
+from streams.tailing import Place, TailReader
+
+LOOK_BACK_S = 2.0
+"""After this time requests without an answer are looked for among those decided before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came for a request within the time: a decision, a dead letter, or nothing."""
+    """What came for a request within the time: a decision, a dead letter, or nothing.
+
+    ``is_former`` says that the same request had been decided before.
+    """
 
     request: Request
     decision: Decision | None = None
     letter: DeadLetter | None = None
+    is_former: bool = False
 
 
 def check_request(fields: Mapping[str, Any]) -> Request:
@@ -113,9 +121,13 @@ async def send(kafka: str, requests: Iterable[Request]) -> list[Any]:
 
 
 async def send_and_wait(
-    kafka: str, requests: Sequence[Request], *, timeout_s: float
+    kafka: str, requests: Sequence[Request], *, timeout_s: float, database_url: str | None = None
 ) -> AsyncIterator[Answer]:
-    """Send requests and yield the answer of each as it comes; after the time, those without."""
+    """Send requests and yield the answer of each as it comes; after the time, those without.
+
+    A request that was decided before gets no second decision, but the one that there is.
+    """
+    look_back: asyncio.Task[dict[str, Decision]] | None = None
     reader = TailReader(kafka)
     await reader.start()
     try:
@@ -126,7 +138,8 @@ async def send_and_wait(
             (place.topic, place.partition, place.offset): _identity(request)
             for request, place in zip(requests, places, strict=True)
         }
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        now = asyncio.get_running_loop().time
+        deadline, look_back_at = now() + timeout_s, now() + min(LOOK_BACK_S, timeout_s / 2)
         async with aclosing(reader.follow(positions)) as following:
             async for records in following:
                 for record in records:
@@ -134,10 +147,63 @@ async def send_and_wait(
                     request = waiting.pop(identity, None)
                     if request is not None:
                         yield Answer(request=request, decision=decision, letter=letter)
-                if not waiting or asyncio.get_running_loop().time() > deadline:
+                if look_back is None and waiting and now() > look_back_at:
+                    look_back = asyncio.create_task(
+                        _former(kafka, dict(waiting), ends=positions, database_url=database_url)
+                    )
+                if look_back is not None and look_back.done():
+                    for identity in waiting.keys() & look_back.result().keys():
+                        request, decision = waiting.pop(identity), look_back.result()[identity]
+                        yield Answer(request=request, decision=decision, is_former=True)
+                if not waiting or now() > deadline:
                     break
         for request in waiting.values():
             yield Answer(request=request)
+    finally:
+        if look_back is not None:
+            look_back.cancel()
+            await asyncio.gather(look_back, return_exceptions=True)
+        await reader.stop()
+
+
+async def _former(
+    kafka: str,
+    waiting: Mapping[str, Request],
+    *,
+    ends: Mapping[Place, int],
+    database_url: str | None,
+) -> dict[str, Decision]:
+    """Return the decisions, before these ends, of requests with the same id and content.
+
+    One with other content gets a dead letter, which is waited for.
+    """
+    # Only who waits for long needs the ledger's libraries.
+    from streams.explain.former import find_decisions
+    from streams.explain.trace_reader import TraceReader
+
+    reader = TraceReader(kafka)
+    await reader.start()
+    try:
+        roots = {identity: _root(request) for identity, request in waiting.items()}
+        found = await find_decisions(reader, roots, database_url=database_url)
+        asked = {
+            (place.partition, place.record.offsets.request): identity
+            for identity, place in found.items()
+            if place.record is not None and place.offset < ends[place.topic, place.partition]
+        }
+
+        def is_same(record: Any) -> bool:
+            return bool(record.value == encode(waiting[asked[record.partition, record.offset]]))
+
+        former = {}
+        for number in {number for number, _ in asked}:
+            at = [offset for partition, offset in asked if partition == number]
+            for same in await reader.pick(topics.REQUESTS, number, Request, is_same, at=at):
+                identity = asked[number, same.offset]
+                decision = found[identity].record
+                assert decision is not None
+                former[identity] = decision
+        return former
     finally:
         await reader.stop()
 
@@ -157,4 +223,8 @@ def _read(
 
 
 def _identity(request: Request) -> str:
-    return decision_id(request.budget.partition("/")[0], request.request_id)
+    return decision_id(_root(request), request.request_id)
+
+
+def _root(request: Request) -> str:
+    return request.budget.partition("/")[0]

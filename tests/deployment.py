@@ -12,8 +12,8 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -201,6 +201,17 @@ class Deployment:
             "TOLLWAY_CHECKPOINT_MS": "200",
             **self.settings,
         }
+
+    @contextmanager
+    def changed(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Let what is started meanwhile have these variables, too."""
+        before = dict(self.settings)
+        self.settings.update(settings)
+        try:
+            yield
+        finally:
+            self.settings.clear()
+            self.settings.update(before)
 
     def start_worker(self) -> Program:
         """Start one more worker."""

@@ -31,11 +31,14 @@ def run(deployment: Deployment, *arguments: str, code: int = 0) -> str:
     return done.stderr if code == 2 else done.stdout
 
 
+NO_LEDGER = {"TOLLWAY_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
+
+
 async def explained(deployment: Deployment, name: str, state: str, *more: str) -> dict[str, Any]:
     """Return what ``explain`` says once the request has come to this state."""
     deadline = time.monotonic() + 60
     while True:
-        code = 1 if state == "unknown" else 0
+        code = 1 if state in ("unknown", "unasked") else 0
         words = await asyncio.to_thread(
             run, deployment, "explain", name, "--json", *more, code=code
         )
@@ -89,13 +92,8 @@ async def test_explain_needs_no_ledger(deployment: Deployment) -> None:
     await deployment.send(make_request(root, "cmd-bare-1"))
     decided = await deployment.wait_decided(["cmd-bare-1"])
     await deployment.report(root, answer(decided["cmd-bare-1"]))
-    settings = dict(deployment.settings)
-    deployment.settings["TOLLWAY_DATABASE_URL"] = "postgresql://nobody@127.0.0.1:9/none"
-    try:
+    with deployment.changed(NO_LEDGER):
         found = await explained(deployment, "cmd-bare-1", "settled")
-    finally:
-        deployment.settings.clear()
-        deployment.settings.update(settings)
     assert "the ledger could not be asked: OperationalError" in found["words"]["Ledger"][0]
     assert found["outcomes"][0]["record"]["reward"] == 0.75
 
@@ -135,6 +133,63 @@ async def test_rejected_refused_and_unknown_requests_are_explained(deployment: D
     )
     assert "\\xff" in shown
     assert shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("ledger", [True, False], ids=["ledger", "topics-only"])
+async def test_a_request_that_was_decided_before_is_answered_with_that(
+    deployment: Deployment, ledger: bool
+) -> None:
+    root = await deployment.new_root(f"cmd-again-{ledger}")
+    name = f"{root}-1"
+    send = ("send", "--budget", f"{root}/team/a", "--id", name, "--wait", "--prompt")
+    with deployment.changed({} if ledger else NO_LEDGER):
+        first = await asyncio.to_thread(run, deployment, *send, "x", "--json")
+        decision = json.loads(first)["decision"]
+        assert not json.loads(first)["decided_before"]
+        if ledger:
+            await deployment.verify()
+        before = time.monotonic()
+        again = await asyncio.to_thread(run, deployment, *send, "x", "--json")
+        assert json.loads(again) == {**json.loads(first), "decided_before": True}
+        assert time.monotonic() - before < 30
+        words = await asyncio.to_thread(run, deployment, *send, "x")
+        assert f"{decision['arm']}, expects" in words
+        assert "(decided before, at " in words
+        other = await asyncio.to_thread(run, deployment, *send, "another prompt", code=1)
+        assert "refused, conflict" in other
+
+
+@pytest.mark.parametrize("ledger", [True, False], ids=["ledger", "topics-only"])
+async def test_an_outcome_of_a_request_without_a_call_is_said_to_be_one(
+    deployment: Deployment, ledger: bool
+) -> None:
+    root = await deployment.new_root(f"cmd-stray-{ledger}", limit_nanousd=4)
+    name = f"{root}-1"
+    key = root_of(root)
+    report = ("outcome", name, "--budget", root, "--reward", "0.5")
+    with deployment.changed({} if ledger else NO_LEDGER):
+        words = await asyncio.to_thread(run, deployment, *report, code=1)
+        assert words.startswith(f"{name}  reward 0.5  sent, {topics.OUTCOMES}/")
+        assert f"no decision of {name} for {root} is known yet; the outcome waits" in words
+        bad = b'{"v":1,"request_id":"%s","reward":7}' % name.encode()
+        await deployment.wait_dead(await deployment.produce([(topics.OUTCOMES, key, bad)]))
+        for more in ((), ("--budget", root)):
+            found = await explained(deployment, name, "unasked", *more)
+            where = f"{topics.OUTCOMES}/{deployment.partition_of(root)}"
+            assert found["root"] == root
+            assert found["headline"].endswith(
+                f"; 2 outcomes lie in {where}: 1 parked, 1 refused, range"
+            )
+        await deployment.produce([(topics.OUTCOMES, b"cmd-other", bad)])
+        message = await asyncio.to_thread(run, deployment, "explain", name, code=2)
+        assert f"under the budget roots cmd-other, {root}: name one with --budget" in message
+
+        await deployment.send(make_request(root, name))
+        await deployment.wait_decided([name])
+        if ledger:
+            await deployment.verify()
+        words = await asyncio.to_thread(run, deployment, *report, code=1)
+        assert "without effect: the request was rejected, budget_exhausted" in words
 
 
 async def test_an_id_under_two_roots_needs_the_root(deployment: Deployment) -> None:

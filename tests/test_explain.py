@@ -268,6 +268,28 @@ def test_a_request_without_decision_waits() -> None:
     assert "received, not decided yet" in words(trace)
 
 
+def test_outcomes_without_a_decision_are_parked_or_refused() -> None:
+    outcomes = [outcome(4, reward=0.5), outcome(6, usage=Usage(1, 1))]
+    letters = [letter(topics.OUTCOMES, 4, "unknown_request", "no decision came for it")]
+    waiting = make_trace(None, outcomes=outcomes, dead_letters=letters)
+    assert status(waiting) == "undecided"
+    where = f"2 outcomes lie in {topics.OUTCOMES}/2: 1 parked, 1 refused, unknown_request"
+    assert explain(waiting)[0].title == f"r1 of acme: received, not decided yet; {where}"
+
+    stray = make_trace(None, request=None, outcomes=outcomes, dead_letters=letters)
+    assert status(stray) == "unasked"
+    assert f"not decided, no topic holds a request of this id; {where}" in words(stray)
+    assert "reward 0.5: refused, unknown_request" in words(stray)
+    assert "1 prompt tokens and 1 completion tokens: parked\nwhat is parked is refused" in words(
+        stray
+    )
+    assert "no decision for this request came in time" in words(stray)
+    one = make_trace(None, request=None, outcomes=outcomes[1:])
+    assert f"1 outcome lies in {topics.OUTCOMES}/2: 1 parked" in words(one)
+    # With a decision the books say what an outcome did.
+    assert "parked" not in words(make_trace(outcomes=outcomes))
+
+
 def test_an_unknown_id_says_where_was_looked() -> None:
     trace = Trace(request_id="r9", searched=["tollway.requests.v1/0 from 0 to 12"])
     assert status(trace) == "unknown"

@@ -16,7 +16,7 @@ from streams.commands import ledger as commands
 from streams.config import Config
 from streams.explain.ledger_places import find_places
 from streams.ledger import migrate
-from streams.ledger.audit import AUDITS, UnknownAuditError, run_audit
+from streams.ledger.audit import AUDITS, UnknownAuditError, UnknownNameError, run_audit
 from streams.ledger.catalog import write_catalog
 from streams.ledger.database import connection_string
 from streams.ledger.errors import LedgerCorruptError, LedgerFencedError, LedgerSchemaError
@@ -438,6 +438,28 @@ def test_a_reservation_is_due_until_somebody_books_its_expiry(topics: Topics) ->
     assert [(row[3], row[0]) for row in found] == [("r1", "due"), ("r2", "open")]
 
 
+def test_an_unknown_budget_or_arm_is_said_with_those_like_it(topics: Topics) -> None:
+    catalog(
+        topics,
+        BudgetEntry(budget="other/deep/key", limit_nanousd=10),
+        PriceEntry(arm="small@x", version=1, input=1, output=1),
+    )
+    topics.book(decision("r1"))
+    # What was declared, what a request named, and every level above them.
+    for budget in ("other/deep/key", "other/deep", "acme/search/key", "acme"):
+        assert run_audit(topics.url, "caps", budget=budget).rows == []
+    with pytest.raises(
+        UnknownNameError, match=r"budget 'acme/serch'; is it acme/search\b"
+    ) as found:
+        run_audit(topics.url, "spend", budget="acme/serch")
+    assert found.value.close[0] == "acme/search"
+    assert run_audit(topics.url, "savings", arm="small@x").rows == []
+    with pytest.raises(UnknownNameError, match=r"a price of arm 'smal@x'; is it small@x\?"):
+        run_audit(topics.url, "savings", arm="smal@x")
+    with pytest.raises(UnknownNameError, match=r"price of arm 'something-else'$"):
+        run_audit(topics.url, "savings", arm="something-else")
+
+
 @pytest.mark.parametrize(
     ("tampering", "audit"),
     [
@@ -479,5 +501,10 @@ def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: P
     code, output = run("audit", "caps")
     assert code == 1 and "1 rows break a promise" in output
     assert run("audit", "nonsense")[0] == 2
+    code, output = run("audit", "spend", "--budget", "acme/serch/key")
+    assert code == 2 and "'acme/serch/key'; is it acme/search/key or " in output
+    assert run("audit", "verify", "--budget", "acme")[0] == 2
     with pytest.raises(UnknownAuditError, match="needs an arm"):
         run_audit(topics.url, "savings")
+    with pytest.raises(UnknownAuditError, match="compares with no arm"):
+        run_audit(topics.url, "spend", arm="small@x")

@@ -36,6 +36,15 @@ def kafka_of(ctx: typer.Context) -> str:
     return config_of(ctx).kafka or endpoints_of(ctx)[0]
 
 
+def ledger_of(ctx: typer.Context) -> str | None:
+    """Return the ledger's address if there is one: for what the topics alone suffice for, too."""
+    config = config_of(ctx)
+    try:
+        return config.database_url or config.endpoints()[1]
+    except ConfigError:
+        return None
+
+
 def set_up_logging(config: Config, *libraries: str) -> None:
     """Log to the standard error; of the libraries warnings only, and each once in a while."""
     level = config.log_level.upper()

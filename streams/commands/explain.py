@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from streams.commands.common import config_of, fail, kafka_of
+from streams.commands.common import fail, kafka_of, ledger_of
 from streams.commands.talking import Json, errors_told
-from streams.config import Config, ConfigError
 from streams.explain.report import explain, status
 from streams.explain.trace import Trace
 
@@ -31,32 +30,25 @@ def register(app: typer.Typer) -> None:
     ) -> None:  # fmt: skip
         """Say in words what was asked, decided, reserved, spent and refused, and why.
 
-        The exit code is 1 if there is no record of the request.
+        The exit code is 1 if there is neither the request nor a decision, whatever else there is.
         """
         # Only this command of the module's needs the ledger's libraries.
         from streams.explain.tracing import SeveralRootsError, trace
 
         kafka = kafka_of(ctx)
         root = None if budget is None else budget.partition("/")[0]
-        url = _database_url(config_of(ctx))
         try:
             with errors_told(kafka):
-                found = asyncio.run(trace(kafka, request_id, root=root, database_url=url))
+                found = asyncio.run(
+                    trace(kafka, request_id, root=root, database_url=ledger_of(ctx))
+                )
         except SeveralRootsError as exc:
             fail(str(exc))
         if as_json:
             typer.echo(json.dumps(_as_dict(found)))
         else:
             typer.echo(_text(found))
-        raise typer.Exit(1 if status(found) == "unknown" else 0)
-
-
-def _database_url(config: Config) -> str | None:
-    """Return the ledger's address if there is one: the topics alone suffice."""
-    try:
-        return config.database_url or config.endpoints()[1]
-    except ConfigError:
-        return None
+        raise typer.Exit(1 if status(found) in ("unknown", "unasked") else 0)
 
 
 def _text(found: Trace) -> str:

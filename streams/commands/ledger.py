@@ -82,13 +82,19 @@ def register(app: typer.Typer) -> None:
         arm: Arm = None,
         budget: Budget = None,
     ) -> None:
-        """Ask the ledger a question; exit with 1 if the answer breaks a promise."""
+        """Ask the ledger a question.
+
+        The exit code is 1 if the answer breaks a promise, and 2 if there is none, as when the
+        ledger does not know the budget.
+        """
         if name is None:
             _print_audits(as_json=as_json)
             return
         config: Config = ctx.obj
         with _errors_told(config):
             if name == "verify":
+                if arm is not None or budget is not None:
+                    fail("verify is of the whole ledger: neither --arm nor --budget")
                 ok = _verify(config, as_json=as_json)
             else:
                 answer = run_audit(_database_url(config), name, arm=arm, budget=budget)

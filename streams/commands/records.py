@@ -15,9 +15,9 @@ from policy.money import parse_usd
 from streams import asyncapi, lines
 from streams.client import Client
 from streams.commands import catalog, explain, send
-from streams.commands.common import fail, kafka_of
+from streams.commands.common import fail, kafka_of, ledger_of
 from streams.commands.talking import Json, errors_told, need_topics
-from streams.records import BadRecordError, Outcome
+from streams.records import BadRecordError, Outcome, decision_id
 from streams.sending import check_budget, check_outcome
 from streams.tailing import TailReader
 
@@ -65,7 +65,11 @@ def _register_outcome(app: typer.Typer) -> None:
         latency_ms: Latency = None,
         error: Error = None,
     ) -> None:
-        """Report what became of a call: usage or cost settles, reward teaches."""
+        """Report what became of a call: usage or cost settles, reward teaches.
+
+        The exit code is 1 if the request has no decision yet, or was rejected; the outcome is sent
+        all the same, and waits a minute for a decision.
+        """
         fields: dict[str, Any] = {
             "request_id": request_id,
             "reward": reward,
@@ -93,14 +97,39 @@ def _register_outcome(app: typer.Typer) -> None:
         kafka = kafka_of(ctx)
         with errors_told(kafka):
             asyncio.run(need_topics(kafka))
-            asyncio.run(_report(kafka, budget, record))
+            counts = asyncio.run(_report(kafka, budget, record, ledger_of(ctx)))
+        raise typer.Exit(0 if counts else 1)
 
 
-async def _report(kafka: str, budget: str, outcome: Outcome) -> None:
+async def _report(kafka: str, budget: str, outcome: Outcome, database_url: str | None) -> bool:
+    """Send an outcome and say where it lies; return whether there is a decision for an arm."""
+    # Only this command of the module's needs the ledger's libraries.
+    from streams.explain.former import find_decisions
+    from streams.explain.trace_reader import TraceReader
+
     async with Client(kafka) as client:
         place = await (await client.report(budget, outcome))
     at = f"{place.topic}/{place.partition}/{place.offset}"
     typer.echo(f"{lines.outcome(outcome)}  sent, {at}")
+    root = budget.partition("/")[0]
+    identity = decision_id(root, outcome.request_id)
+    reader = TraceReader(kafka)
+    await reader.start()
+    try:
+        found = await find_decisions(reader, {identity: root}, database_url=database_url)
+    finally:
+        await reader.stop()
+    if identity not in found:
+        typer.echo(
+            f"  no decision of {outcome.request_id} for {root} is known yet; the outcome waits a "
+            f"minute for one (see `tollway explain {outcome.request_id}`)"
+        )
+        return False
+    decision = found[identity].record
+    if decision is not None and decision.arm is None:
+        typer.echo(f"  without effect: the request was rejected, {decision.rejected}")
+        return False
+    return True
 
 
 def _register_tail(app: typer.Typer) -> None:

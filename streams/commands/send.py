@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +15,9 @@ import typer
 from msgspec import Struct
 
 from streams import lines
-from streams.commands.common import fail, kafka_of
+from streams.commands.common import fail, kafka_of, ledger_of
 from streams.commands.talking import Json, errors_told, need_topics
-from streams.explain.wording import safe
+from streams.explain.wording import clock, safe
 from streams.records import BadRecordError, Request
 from streams.sending import Answer, check_line, check_request, complete, send, send_and_wait
 
@@ -86,7 +86,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Send requests, checked before any is sent.
 
-        With --wait the exit code is 1 if one was refused or stayed without a decision.
+        With --wait the exit code is 1 if one was refused or stayed without a decision; of one that
+        was decided before, the decision that there is is printed.
         """
         fields = _given(
             budget=budget,
@@ -105,7 +106,14 @@ def register(app: typer.Typer) -> None:
         kafka = kafka_of(ctx)
         with errors_told(kafka):
             asyncio.run(need_topics(kafka))
-            ok = asyncio.run(_send(kafka, requests, timeout if wait else None, as_json=as_json))
+            if wait:
+                answers = send_and_wait(
+                    kafka, requests, timeout_s=timeout, database_url=ledger_of(ctx)
+                )
+                ok = asyncio.run(_tell(answers, timeout, as_json=as_json))
+            else:
+                asyncio.run(_send(kafka, requests, as_json=as_json))
+                ok = True
         raise typer.Exit(0 if ok else 1)
 
 
@@ -113,20 +121,20 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-async def _send(
-    kafka: str, requests: Sequence[Request], timeout_s: float | None, *, as_json: bool
-) -> bool:
-    if timeout_s is None:
-        for request, place in zip(requests, await send(kafka, requests), strict=True):
-            where = {"topic": place.topic, "partition": place.partition, "offset": place.offset}
-            if as_json:
-                typer.echo(json.dumps({"request_id": request.request_id, **where}))
-            else:
-                at = "/".join(map(str, where.values()))
-                typer.echo(f"{request.request_id}  {request.budget}  sent, {at}")
-        return True
+async def _send(kafka: str, requests: Sequence[Request], *, as_json: bool) -> None:
+    for request, place in zip(requests, await send(kafka, requests), strict=True):
+        where = {"topic": place.topic, "partition": place.partition, "offset": place.offset}
+        if as_json:
+            typer.echo(json.dumps({"request_id": request.request_id, **where}))
+        else:
+            at = "/".join(map(str, where.values()))
+            typer.echo(f"{request.request_id}  {request.budget}  sent, {at}")
+
+
+async def _tell(answers: AsyncIterator[Answer], timeout_s: float, *, as_json: bool) -> bool:
+    """Print answers as they come; return whether all are decisions."""
     ok = True
-    async for answer in send_and_wait(kafka, requests, timeout_s=timeout_s):
+    async for answer in answers:
         ok &= answer.decision is not None
         typer.echo(json.dumps(_as_dict(answer)) if as_json else _answer(answer, timeout_s))
     return ok
@@ -135,13 +143,14 @@ async def _send(
 def _answer(answer: Answer, timeout_s: float) -> str:
     request = answer.request
     if answer.decision is not None:
-        return lines.decision(answer.decision)
+        before = f"  (decided before, at {clock(answer.decision.decided_ms)})"
+        return lines.decision(answer.decision) + (before if answer.is_former else "")
     head = f"{request.request_id}  {request.budget}  "
     if answer.letter is not None:
         return f"{head}refused, {answer.letter.reason}: {safe(answer.letter.detail, 300)}"
     return (
         f"{head}no decision within {timeout_s:g} s; `tollway explain {request.request_id}` says "
-        "whether it waits, or was decided before"
+        "whether it waits"
     )
 
 
@@ -150,6 +159,7 @@ def _as_dict(answer: Answer) -> dict[str, Any]:
         "request_id": answer.request.request_id,
         "decision": _builtins(answer.decision),
         "dead_letter": _builtins(answer.letter),
+        "decided_before": answer.is_former,
     }
 
 

@@ -33,6 +33,10 @@ SELECT topic, partition, record_offset, part, reason
 FROM conflicts WHERE decision_id = %s ORDER BY topic, partition, record_offset, part
 """
 _CURSORS = "SELECT partition, next_offset FROM cursors WHERE topic = %s"
+_DECIDED = """
+SELECT decision_id, partition, decision_offset, decided_ms FROM decisions
+WHERE decision_id = ANY(%s)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,34 @@ class Places:
     def next_outcome(self, partition: int) -> int:
         """Return the offset from which on the ledger has not read outcomes, if it knows some."""
         return self.outcome_cursors.get(partition, 0) if self.rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedPlace:
+    """Where the effective decision of a request lies."""
+
+    partition: int
+    offset: int
+    decided_ms: int
+
+
+def find_decided(
+    database_url: str | None, decision_ids: Sequence[str]
+) -> tuple[Mapping[str, DecidedPlace], Mapping[int, int]]:
+    """Ask the ledger which of these are decided, and up to where it has read each partition.
+
+    Never fails: what the ledger cannot tell, it has not read.
+    """
+    if database_url is None:
+        return {}, {}
+    try:
+        with psycopg.connect(connection_string(database_url), connect_timeout=5) as connection:
+            # The cursors first: what is booked meanwhile may be read twice, but is not missed.
+            cursors = connection.execute(_CURSORS, [topics.DECISIONS]).fetchall()
+            rows = connection.execute(_DECIDED, [list(decision_ids)]).fetchall()
+    except psycopg.Error:
+        return {}, {}
+    return {decision_id: DecidedPlace(*place) for decision_id, *place in rows}, dict(cursors)
 
 
 def find_places(database_url: str | None, request_id: str, root: str | None) -> Places:

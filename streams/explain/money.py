@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,7 @@ _NO_EFFECT = {
     "too_early": "came too long before the decision, without effect",
     "rejected": "but the request was rejected, without effect",
 }
+_PARKED = "parked"
 
 
 @dataclass(slots=True)
@@ -71,9 +73,34 @@ def aftermath(trace: Trace) -> Iterator[str]:
     for outcome in trace.outcomes:
         since = "" if decision is None else f"{span(outcome.at_ms - decision.decided_ms)} later: "
         effects = "; ".join(story.effects.get(outcome.offset, []))
+        if not _is_decided(trace):
+            effects = _fate(trace, outcome)
         yield f"{since}{_content(outcome)}{': ' + effects if effects else ''}"
+    if not _is_decided(trace) and any(_fate(trace, x) == _PARKED for x in trace.outcomes):
+        yield "what is parked is refused once requests are read to a minute after it"
     if decision is not None and decision.arm is not None:
         yield from _money(decision, story)
+
+
+def fates(trace: Trace) -> str:
+    """Say how many outcomes lie where for a request without a decision, and what became of them."""
+    counts = Counter(_fate(trace, outcome) for outcome in trace.outcomes)
+    where = sorted({f"{outcome.topic}/{outcome.partition}" for outcome in trace.outcomes})
+    total = len(trace.outcomes)
+    lie = "outcome lies" if total == 1 else "outcomes lie"
+    what = ", ".join(f"{count} {fate}" for fate, count in sorted(counts.items()))
+    return f"{total} {lie} in {', '.join(where)}: {what}"
+
+
+def _is_decided(trace: Trace) -> bool:
+    return trace.decision is not None or trace.ledger_row is not None
+
+
+def _fate(trace: Trace, outcome: Placed[Outcome]) -> str:
+    letters = [letter.record for letter in trace.dead_letters if letter.record is not None]
+    reasons = {f"{x.topic}/{x.partition}/{x.offset}": x.reason for x in letters}
+    reason = reasons.get(outcome.place)
+    return _PARKED if reason is None else f"refused, {reason}"
 
 
 def _money(decision: Decision, story: Story) -> Iterator[str]:

@@ -8,11 +8,14 @@ from typing import Literal
 
 from streams import topics
 from streams.explain.decision import arms, budgets, decided
-from streams.explain.money import aftermath, told
+from streams.explain.money import aftermath, fates, told
 from streams.explain.trace import Trace
 from streams.explain.wording import ADVICE, REJECTIONS, clock, content, safe, span, usd
 
-Status = Literal["unknown", "refused", "undecided", "rejected", "open", "expired", "settled"]
+Status = Literal[
+    "unknown", "unasked", "refused", "undecided", "rejected", "open", "expired", "settled"
+]
+"""Of an unasked request there are outcomes only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,9 @@ def status(trace: Trace) -> Status:
         return _ledger_status(trace)
     if _refused(trace):
         return "refused"
-    return "undecided" if trace.request is not None else "unknown"
+    if trace.request is not None:
+        return "undecided"
+    return "unasked" if trace.outcomes else "unknown"
 
 
 def explain(trace: Trace) -> list[Section]:
@@ -69,7 +74,9 @@ def _headline(trace: Trace) -> str:
     if state == "refused":
         return f"{name}: refused, {_refused(trace)}; it has no decision and costs nothing"
     if state == "undecided":
-        return f"{name}: received, not decided yet"
+        return f"{name}: received, not decided yet{f'; {fates(trace)}' if trace.outcomes else ''}"
+    if state == "unasked":
+        return f"{name}: not decided, no topic holds a request of this id; {fates(trace)}"
     decision = None if trace.decision is None else trace.decision.record
     if decision is None:
         row = trace.ledger_row or {}

@@ -7,7 +7,7 @@ never decided, partitions are read through; ``root`` leaves the one that its key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -112,6 +112,8 @@ class _Search:
             trace = await self._aftermath(trace, at.partition, at.at_ms - PARK_MS)
         elif row is not None:
             trace = await self._aftermath(trace, row["partition"], row["decided_ms"] - PARK_MS)
+        else:
+            trace = await self._strays(trace, numbers)
         until = None
         if decision is not None and decision.record is not None:
             until = decision.record.offsets.catalog
@@ -183,6 +185,31 @@ class _Search:
             overtaken=overtaken,
         )
 
+    async def _strays(self, trace: Trace, numbers: Sequence[int]) -> Trace:
+        """Return the trace with the outcomes of an id that nothing else is known of."""
+        roots: set[str] = set()
+
+        def is_stray(record: Any) -> bool:
+            if not self._is_about(record):
+                return False
+            roots.add(_text(record.key))
+            return True
+
+        likely = self._likely(numbers)
+        found: list[Placed[Outcome]] = []
+        for number in [*likely, *(number for number in numbers if number not in likely)]:
+            if not found or number in likely:
+                found += await self._scan(topics.OUTCOMES, number, Outcome, wanted=is_stray)
+        if not found:
+            return trace
+        if len(roots) > 1:
+            raise SeveralRootsError(self.request_id, roots)
+        self.root = roots.pop()
+        first = min(found, key=lambda outcome: outcome.at_ms)
+        home = partition_of(self.root, numbers)
+        trace = replace(trace, root=self.root, partition_of_key=home)
+        return await self._aftermath(trace, first.partition, first.at_ms)
+
     async def _letters(self, number: int, start: int) -> list[Placed[DeadLetter]]:
         """Return the dead letters whose records name this request."""
         _, end = await self.reader.bounds(topics.DEAD_LETTERS, number)
@@ -227,10 +254,16 @@ class _Search:
         return self.root is None or _root(budget) == self.root
 
     async def _scan(
-        self, topic: str, number: int, kind: type[R], *, start: int = 0
+        self,
+        topic: str,
+        number: int,
+        kind: type[R],
+        *,
+        start: int = 0,
+        wanted: Callable[[Any], bool] | None = None,
     ) -> list[Placed[R]]:
         found, (first, end) = await self.reader.search(
-            topic, number, kind, self._is_about, start=start
+            topic, number, kind, wanted or self._is_about, start=start
         )
         self.searched.append(f"{topic}/{number} from {first} to {end}")
         return found

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
@@ -19,6 +20,17 @@ Value = str | int | float | bool | None
 
 class UnknownAuditError(LedgerError):
     """There is no audit of this name, or it cannot be run as it was asked for."""
+
+
+class UnknownNameError(LedgerError):
+    """The ledger knows no budget, or no price of an arm, of this name; ``close`` are like it."""
+
+    def __init__(self, kind: Literal["arm", "budget"], name: str, close: Sequence[str]) -> None:
+        what = "a price of arm" if kind == "arm" else "budget"
+        meant = f"; is it {' or '.join(close)}?" if close else ""
+        super().__init__(f"the ledger does not know {what} {name!r}{meant}")
+        self.name = name
+        self.close = close
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +99,15 @@ AUDITS: Mapping[str, Audit] = {
     ),
 }
 
+_KNOWN: Mapping[Literal["arm", "budget"], str] = {
+    "arm": "SELECT DISTINCT arm FROM prices",
+    # Those that the catalog declared, those that a request named, and the levels above them.
+    "budget": """
+        SELECT DISTINCT budget_levels(budget)
+        FROM (SELECT budget FROM budget_limits UNION SELECT budget FROM decisions) AS named
+    """,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -116,13 +137,18 @@ def run_audit(
     Raises
     ------
     UnknownAuditError
-        If there is no such audit, or it needs an arm or knows no budget.
+        If there is no such audit, it needs an arm, or it has no use for the arm or the budget.
+    UnknownNameError
+        If there is no answer because the ledger knows no such arm or budget.
     """
     audit = AUDITS.get(name)
     if audit is None:
         raise UnknownAuditError(f"no audit {name!r}; there are {', '.join(AUDITS)}")
-    if "%(arm)s" in audit.source and arm is None:
+    compares = "%(arm)s" in audit.source
+    if compares and arm is None:
         raise UnknownAuditError(f"audit {name} needs an arm to compare with")
+    if arm is not None and not compares:
+        raise UnknownAuditError(f"audit {name} compares with no arm")
     if budget is not None and not audit.has_budget:
         raise UnknownAuditError(f"audit {name} is not by budget")
     statement = sql.SQL("SELECT *, {} FROM {} AS answers {}").format(
@@ -136,12 +162,25 @@ def run_audit(
         assert cursor.description is not None
         columns = [column.name for column in cursor.description[:-1]]
         found = cursor.fetchall()
+        if not found:
+            _check_name(connection, "arm", arm)
+            _check_name(connection, "budget", budget)
     return Answer(
         name=name,
         columns=columns,
         rows=[[_plain(value) for value in row[:-1]] for row in found],
         wrong=sum(bool(row[-1]) for row in found),
     )
+
+
+def _check_name(
+    connection: psycopg.Connection[Any], kind: Literal["arm", "budget"], name: str | None
+) -> None:
+    if name is None:
+        return
+    known = [row[0] for row in connection.execute(_KNOWN[kind].encode()).fetchall()]
+    if name not in known:
+        raise UnknownNameError(kind, name, get_close_matches(name, known))
 
 
 def count_wrong(database: psycopg.Cursor[Any], name: str) -> int:

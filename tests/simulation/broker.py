@@ -147,13 +147,6 @@ class Producer:
         batch.append(key=key, value=value, timestamp=None)
         return await self.send_batch(batch, topic, partition=partition)
 
-    async def send_and_wait(
-        self, topic: str, value: bytes, *, key: bytes, partition: int
-    ) -> Record:
-        """Append one record and return it with its time."""
-        found: Record = await (await self.send(topic, value, key=key, partition=partition))
-        return found
-
     def _hand_over(self, batch: Batch, topic: str, partition: int) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
