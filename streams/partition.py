@@ -65,6 +65,7 @@ class Partition:
     _checkpoints: int = 0
     _kept: Kept | None = None
     _headers: dict[int, Headers] = field(default_factory=dict)
+    _take_learned: bool = True
     _idle_at: tuple[int | None, Position] | None = None
     _checkpointing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -208,13 +209,16 @@ class Partition:
             self.dead_letters.known.add((topics.CATALOG, offset))
 
     def _refresh(self) -> None:
-        """Take the newest catalog and what other partitions have learned."""
+        """Take the newest catalog, and once a checkpoint what other partitions have learned.
+
+        They tell it one after the other, and all arms are to be fitted anew after each.
+        """
         state, follower = self.state, self.follower
         if follower.catalog.offset != state.catalog.offset:
             if follower.catalog.settings != state.catalog.settings:
                 raise PolicyChangedError(str(follower.catalog.settings))
             state.set_catalog(follower.catalog)
-        if follower.statistics_offset > state.statistics:
+        if self._take_learned and follower.statistics_offset > state.statistics:
             for (source, arm), learned in follower.learned.items():
                 mine = source == self.number
                 same = learned.record.policy == state.catalog.settings.policy
@@ -223,6 +227,7 @@ class Partition:
                     with suppress(ValueError):
                         state.policy.merge(arm, source, learned.state)
             state.statistics = follower.statistics_offset
+            self._take_learned = False
 
     async def tick(self) -> None:
         """Let time go on for waiting requests where no record does; the broker says what time.
@@ -290,6 +295,7 @@ class Partition:
         self.committed_outcomes = max(self.committed_outcomes, low.outcomes)
         if done is not None:
             self.committed_requests = done
+        self._take_learned = True
         await self._publish(learned, position)
         self.metrics.checkpoint_pages.inc(len(dumped))
 

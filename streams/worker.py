@@ -91,8 +91,16 @@ class Worker:
 
         @app.timer(interval=self._config.checkpoint_ms / 1_000, name="tollway.checkpoint")  # type: ignore[untyped-decorator]
         async def checkpoint() -> None:
-            """Write what has changed to the tables, and tell others what was learned."""
-            await asyncio.gather(*map(self._checkpoint, list(self.partitions.values())))
+            """Write what has changed to the tables, and tell others what was learned.
+
+            One partition after the other, over the whole interval: at once they would keep
+            requests waiting that come in that moment.
+            """
+            owned = list(self.partitions.values())
+            pause_s = self._config.checkpoint_ms / 1_000 / max(len(owned), 1)
+            await asyncio.gather(
+                *(self._checkpoint(p, after_s=turn * pause_s) for turn, p in enumerate(owned))
+            )
 
         @app.timer(interval=TOPICS_CHECKED_S, name="tollway.topics")  # type: ignore[untyped-decorator]
         async def check() -> None:
@@ -144,7 +152,8 @@ class Worker:
         ]
         return True
 
-    async def _checkpoint(self, partition: Partition) -> None:
+    async def _checkpoint(self, partition: Partition, *, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         # A rebalance may take the partition away in the middle: its next owner folds.
         with suppress(PartitionNotOwnedError):
             if self.app.owns(topics.REQUESTS, partition.number):
