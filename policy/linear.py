@@ -81,10 +81,15 @@ class Solver:
     def __init__(self, *, signal: float, noise: float) -> None:
         self._signal = signal
         self._noise = noise
-        self._inverses: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+        self._given: list[Floats] = []
+        self._own = math.nan
+        # Stacked: the moments, their regularised inverses, and the same with the arms in between.
+        self._matrices: Floats = np.zeros((0, 0, 0))
+        self._inverses: Floats = np.zeros((0, 0, 0))
+        self._turned: Floats = np.zeros((0, 0, 0))
 
     def solve(self, moments: Sequence[Floats], *, prior: Floats) -> Solution:
-        """Return the ridge estimates.
+        """Return the ridge estimates; they are good until the next call.
 
         Parameters
         ----------
@@ -94,7 +99,8 @@ class Solver:
         prior : ndarray, shape (k,)
             Expected mean value of each arm, as strong as one observation.
         """
-        matrices = np.stack(moments)
+        changed = self._take(moments)
+        matrices = self._matrices
         width = matrices.shape[1] - 1
         last = width - 1
         weight = matrices[:, last, last]
@@ -104,32 +110,52 @@ class Solver:
         # About each arm's own mean: sum of products less weight times product of means.
         shared = matrices[:, :last, :last].sum(axis=0) - (means * weight[:, None]).T @ means
         crossed = matrices[:, :last, width].sum(axis=0) - matrices[:, last, width] @ means
-        slopes = np.linalg.solve(shared + strength * np.eye(last), crossed)
+        shared.reshape(-1)[:: last + 1] += strength
+        slopes = np.linalg.solve(shared, crossed)
         centre = (weight @ means) / max(float(weight.sum()), 1e-12)
         base = np.empty((len(weight), width))
         base[:, :last] = slopes
         base[:, last] = prior - centre @ slopes
         own = own_strength(matrices, slopes, expected=strength, noise=self._noise)
-        ridge = np.append(np.full(last, own), 1.0)
-        inverses = self._inverted(moments, ridge)
+        ridge = np.empty(width)
+        ridge[:last], ridge[last] = own, 1.0
+        inverses = self._inverted(changed, ridge)
+        # Only now: had something failed before, all would have to be inverted again.
+        self._given = list(moments)
         moment = matrices[:, :width, width]
         theta = np.einsum("kij,kj->ki", inverses, moment + ridge * base)
         fitted = np.einsum("kij,kj->ki", matrices[:, :width, :width], theta)
-        squares = matrices[:, width, width] + np.sum(theta * (fitted - 2.0 * moment), axis=1)
+        squares = matrices[:, width, width] + (theta * (fitted - 2.0 * moment)).sum(axis=1)
         variance = (np.maximum(squares, 0.0) + 5.0 * self._noise**2) / (weight + 5.0)
-        turned = np.ascontiguousarray(inverses.transpose(1, 0, 2))
-        return Solution(theta=theta, inverses=turned, variance=variance)
+        return Solution(theta=theta, inverses=self._turned, variance=variance)
 
-    def _inverted(self, moments: Sequence[Floats], ridge: Floats) -> Floats:
-        strength = float(ridge[0])
-        kept: dict[tuple[int, float], tuple[Floats, Floats]] = {}
-        for matrix in moments:
-            key = (id(matrix), strength)
-            known = self._inverses.get(key)
-            # The array is kept with its inverse, so that its id cannot come to mean another.
-            if known is None:
-                gram = matrix[:-1, :-1] + np.diag(ridge)
-                known = (matrix, np.asarray(np.linalg.inv(gram), np.float64))
-            kept[key] = known
-        self._inverses = kept
-        return np.stack([kept[id(matrix), strength][1] for matrix in moments])
+    def _take(self, moments: Sequence[Floats]) -> list[int]:
+        """Stack the moments; return those that were not given at the same place before."""
+        given = self._given
+        if len(given) != len(moments):
+            self._given, self._own = [], math.nan
+            self._matrices = np.stack(moments)
+            arms, width = len(moments), self._matrices.shape[1] - 1
+            self._inverses = np.empty((arms, width, width))
+            self._turned = np.empty((width, arms, width))
+            return list(range(arms))
+        pairs = enumerate(zip(moments, given, strict=True))
+        changed = [arm for arm, (now, before) in pairs if now is not before]
+        for arm in changed:
+            self._matrices[arm] = moments[arm]
+        return changed
+
+    def _inverted(self, changed: Sequence[int], ridge: Floats) -> Floats:
+        """Return the inverses; only of ``changed`` arms they are made anew at the same ridge."""
+        own = float(ridge[0])
+        if own != self._own:
+            changed = range(len(self._matrices))
+        if changed:
+            arms = np.array(changed)
+            grams = self._matrices[arms, :-1, :-1]
+            grams.reshape(len(arms), -1)[:, :: len(ridge) + 1] += ridge
+            inverses = np.linalg.inv(grams)
+            self._inverses[arms] = inverses
+            self._turned[:, arms] = inverses.transpose(1, 0, 2)
+            self._own = own
+        return self._inverses

@@ -72,7 +72,7 @@ def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: fl
     fitted = products @ slopes - sums * (sums @ slopes / safe)[:, None]
     errors = matrices[:, -1, -1] - total**2 / safe - (2.0 * crossed - fitted) @ slopes
     variance = (float(errors.sum()) + 5.0 * noise**2) / (float(weight.sum()) + 5.0)
-    excess = float((np.sum((crossed - fitted) ** 2, axis=1) / variance - trace).sum())
+    excess = float((((crossed - fitted) ** 2).sum(axis=1) / variance - trace).sum())
     spread = max(float(squares.sum()), 1e-300)
     # In units of the expected ratio, which is 1 with variance 1.
     trust = spread / (spread + 2.0 * expected**2)
