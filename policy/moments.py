@@ -107,6 +107,8 @@ class Moments:
     def _until_full(self, count: int) -> int:
         """Return how many observations are wanted until the waiting ones are folded in."""
         wanted, block = 1, BLOCK if self.seen < _LATER else BLOCK_LATER
+        if self.seen >= 8 * block:
+            return max(block - count, 1)
         while count + wanted < block and count + wanted < (self.seen + wanted) // 8:
             wanted += 1
         return wanted

@@ -335,7 +335,10 @@ class Pareto:
         offered = []
         for column, arm in enumerate(self._arms):
             state = self._states[arm.arm]
-            missing = max(arm.explore - state.experience(), 0)
+            missing = 0
+            # Most arms have had enough pulls of this partition alone.
+            if state.pulls < arm.explore:
+                missing = max(arm.explore - state.experience(), 0)
             if missing or state.reward.dropped:
                 offered.append((column, missing))
         return offered

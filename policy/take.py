@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policy.money import Price
 from policy.paths import Pairs
@@ -13,6 +15,8 @@ from policy.requests import Requests
 from policy.reservations import NONE, ROW_DTYPE
 from policy.state import State
 from policy.terms import Bools, Floats, Ints
+
+_PRICE = ("price_version", "price_input", "price_output", "price_cached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,7 +31,8 @@ class Taken:
     column : ndarray of int64, shape (n,)
         Index into ``arms`` and ``prices``; -1 for a rejection.
     explored : ndarray of bool, shape (n,)
-    reserved_nanousd, expected_nanousd, expires_ms : ndarray of int64, shape (n,)
+    reserved_nanousd, expected_nanousd : ndarray of int64, shape (n,)
+    expires_ms : ndarray of int64, shape (n,), or int for all
     pairs : Pairs
         Of the paths on which the decisions hold money.
     paths : ndarray of int64, shape (n,)
@@ -45,7 +50,7 @@ class Taken:
     explored: Bools
     reserved_nanousd: Ints
     expected_nanousd: Ints
-    expires_ms: Ints
+    expires_ms: Ints | int
     pairs: Pairs
     paths: Ints
     dual_price: Floats
@@ -74,31 +79,46 @@ def take(state: State, taken: Taken) -> None:
 
 def _remember(state: State, taken: Taken) -> None:
     remembered, requests = state.reservations, taken.requests
-    rows = np.zeros(len(requests), ROW_DTYPE)
-    # The last entry is that of a rejection, whose column is -1. Names are numbered as they come.
-    numbers = [NONE] * (len(taken.arms) + 1)
-    for column in dict.fromkeys(taken.column.tolist()):
-        if column >= 0:
-            numbers[column] = remembered.arms.number(taken.arms[column])
-    rows["used"] = 1
+    rows = _blank_rows(state, taken)
     rows["explored"] = taken.explored
-    rows["arm"] = np.array(numbers)[taken.column]
-    rows["segment"] = [remembered.segments.number(name) for name in requests.segments]
+    rows["segment"] = _segments(state, requests.segments)
     rows["budgets"] = taken.paths
     rows["input_tokens"] = requests.input_tokens
     rows["id"] = np.frombuffer(b"".join(requests.ids), "V16")
     rows["request_print"] = requests.request_prints
-    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by"):
-        rows[name] = NONE
     rows["reserved"] = taken.reserved_nanousd
     rows["expected"] = taken.expected_nanousd
-    rows["decided_ms"] = taken.now_ms
     rows["expires_ms"] = taken.expires_ms
-    pinned = [_pinned(price) for price in taken.prices]
-    prices = np.array([*pinned, _pinned(None)], np.int64)[taken.column]
-    for place, name in enumerate(("version", "input", "output", "cached")):
-        rows[f"price_{name}"] = prices[:, place]
     remembered.add(taken.offsets, rows, requests.ids, requests.features)
+
+
+def _blank_rows(state: State, taken: Taken) -> NDArray[Any]:
+    """Return a row for each decision, with what is alike in all decisions for its arm."""
+    # In the order in which they come, because names are numbered so.
+    columns = list(dict.fromkeys(taken.column.tolist()))
+    blank = np.zeros(len(columns), ROW_DTYPE)
+    blank["used"] = 1
+    blank["decided_ms"] = taken.now_ms
+    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by"):
+        blank[name] = NONE
+    number = state.reservations.arms.number
+    blank["arm"] = [NONE if column < 0 else number(taken.arms[column]) for column in columns]
+    pinned = [_pinned(None if column < 0 else taken.prices[column]) for column in columns]
+    for name, values in zip(_PRICE, zip(*pinned, strict=True), strict=True):
+        blank[name] = values
+    # The last entry is that of a rejection, whose column is -1.
+    places = np.zeros(len(taken.arms) + 1, np.int64)
+    places[columns] = range(len(columns))
+    rows: NDArray[Any] = blank[places[taken.column]]
+    return rows
+
+
+def _segments(state: State, names: Sequence[str]) -> int | list[int]:
+    """Return the number of each name; one for all if there is but one."""
+    numbers = {name: state.reservations.segments.number(name) for name in dict.fromkeys(names)}
+    if len(numbers) == 1:
+        return next(iter(numbers.values()))
+    return [numbers[name] for name in names]
 
 
 def _pinned(price: Price | None) -> tuple[int, int, int, int]:
