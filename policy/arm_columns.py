@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from policy.reservations import blank_rows
 from policy.terms import Arm, Bools, Ints
 from policy.why_not import SCORE, UNDEPLOYED, UNPRICED, Codes
 
@@ -27,6 +30,8 @@ class ArmColumns:
         The most tokens of a call; None if no arm has a limit.
     price_input, price_output : ndarray of int64
         The most that a token may cost, read from a cache or not; 0 for an arm without a price.
+    rows : structured ndarray, shape (k + 1,)
+        What is remembered alike of all decisions for an arm; the last is that of a rejection.
     """
 
     why_not: Codes
@@ -34,6 +39,7 @@ class ArmColumns:
     context_max: Ints | None
     price_input: Ints
     price_output: Ints
+    rows: NDArray[Any]
 
     @classmethod
     def of(cls, arms: Sequence[Arm]) -> ArmColumns:
@@ -55,4 +61,5 @@ class ArmColumns:
             else np.array([_UNLIMITED if limit is None else limit for limit in limits], np.int64),
             price_input=np.array(dearest, np.int64),
             price_output=np.array([0 if p is None else p.output for p in prices], np.int64),
+            rows=blank_rows(prices),
         )

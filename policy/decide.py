@@ -266,7 +266,7 @@ def _taken(
         requests=requests,
         column=column,
         arms=[arm.arm for arm in choices.arms],
-        prices=[arm.price for arm in choices.arms],
+        blank=state.columns.rows,
         explored=explored,
         reserved_nanousd=reserved,
         expected_nanousd=expected,

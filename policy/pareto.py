@@ -153,8 +153,9 @@ class Pareto:
             # Only then, because arms that are checkpointed together take more writing.
             self.spans_arms: Literal[True] = True
         self.in_batches = not self._extras
-        self._rewards = Solver(signal=numbers["signal"], noise=REWARD_NOISE)
-        self._lengths = Solver(signal=_LENGTH_SIGNAL, noise=LENGTH_NOISE)
+        self._solver = Solver(
+            signals=(numbers["signal"], _LENGTH_SIGNAL), noises=(REWARD_NOISE, LENGTH_NOISE)
+        )
 
     def set_arms(self, arms: tuple[Arm, ...]) -> None:
         """Take the arms of the catalog, in column order; what was learned of the others is kept."""
@@ -234,13 +235,18 @@ class Pareto:
         state = self._state(lessons.arm)
         # By plain numbers: vector functions may round otherwise in another batch.
         weights = self._faded[np.minimum(lessons.age, _OLDEST)].tolist()
-        lengths = [*map(math.log1p, self._tokens(lessons).tolist())]
+        tokens = self._tokens(lessons)
+        lengths = [*map(math.log1p, tokens.tolist())]
         changed = False
-        for moments, values in ((state.reward, lessons.reward.tolist()), (state.length, lengths)):
-            rows = [row for row, value in enumerate(values) if value == value]
-            if len(rows) == len(values):
+        for moments, told, values in (
+            (state.reward, lessons.reward, lessons.reward.tolist()),
+            (state.length, tokens, lengths),
+        ):
+            known = told == told
+            if np.count_nonzero(known) == len(values):
                 changed |= moments.add(lessons.features, values, weights)
             else:
+                rows = known.nonzero()[0].tolist()
                 some = [values[row] for row in rows], [weights[row] for row in rows]
                 changed |= moments.add(lessons.features[rows], *some)
         if changed:
@@ -292,12 +298,12 @@ class Pareto:
             moments = [self._states[arm.arm].moments() for arm in self._arms]
             rewards, lengths = [pair[0] for pair in moments], [pair[1] for pair in moments]
             columns = self._columns
-            reward_prior = _prior(columns.rewards, rewards, _REWARD_PRIOR)
-            length_prior = _prior(columns.lengths, lengths, _LENGTH_PRIOR)
-            self._fit = _Fit(
-                reward=self._rewards.solve(rewards, prior=reward_prior),
-                length=self._lengths.solve(lengths, prior=length_prior),
-            )
+            prior = [
+                _prior(columns.rewards, rewards, _REWARD_PRIOR),
+                _prior(columns.lengths, lengths, _LENGTH_PRIOR),
+            ]
+            reward, length = self._solver.solve((rewards, lengths), prior=np.array(prior))
+            self._fit = _Fit(reward=reward, length=length)
         return self._fit
 
     def _adjusted(
@@ -402,10 +408,10 @@ def _log(arm: Arm) -> float | None:
     return None if tokens is None else float(np.log1p(tokens))
 
 
-def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> Floats:
+def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> list[float]:
     """Return each arm's expected mean: as given, else that of all arms, else the default."""
     weight = sum([matrix.item(-2, -2) for matrix in moments])
     total = sum([matrix.item(-2, -1) for matrix in moments])
     # The default counts as one observation, so that it gives way at once.
     mean = (total + default) / (weight + 1.0)
-    return np.array([mean if value is None else value for value in given], np.float64)
+    return [mean if value is None else value for value in given]

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policy.money import Price
 from policy.pages import Gate, PageKey
 from policy.paths import Paths
 from policy.terms import Bools, Floats, Ints
@@ -57,6 +58,23 @@ _CLOSING = frozenset({"usage_offset", "expired_by"})
 """Fields on which it depends whether a reservation is open."""
 _UNKNOWN_ROW = np.zeros(1, ROW_DTYPE)
 _UNKNOWN_ROW["arm"] = NONE
+
+
+def blank_rows(prices: Sequence[Price | None]) -> NDArray[Any]:
+    """Return a row for each of these prices, of which nothing else is known yet, shape (k + 1,).
+
+    The last is that of a rejection.
+    """
+    rows = np.zeros(len(prices) + 1, ROW_DTYPE)
+    rows["used"] = 1
+    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by", "price_cached"):
+        rows[name] = NONE
+    for row, price in enumerate(prices):
+        if price is not None:
+            rows["price_version"][row], rows["price_input"][row] = price.version, price.input
+            rows["price_output"][row] = price.output
+            rows["price_cached"][row] = NONE if price.cached is None else price.cached
+    return rows
 
 
 class Row(NamedTuple):

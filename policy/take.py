@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.money import Price
 from policy.paths import Pairs
 from policy.requests import Requests
-from policy.reservations import NONE, ROW_DTYPE
+from policy.reservations import NONE
 from policy.state import State
 from policy.terms import Bools, Floats, Ints
-
-_PRICE = ("price_version", "price_input", "price_output", "price_cached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +26,9 @@ class Taken:
         Where the decisions lie, ascending.
     requests : Requests
     column : ndarray of int64, shape (n,)
-        Index into ``arms`` and ``prices``; -1 for a rejection.
+        Index into ``arms`` and ``blank``; -1 for a rejection.
+    blank : structured ndarray, shape (k + 1,)
+        The rows of :func:`policy.reservations.blank_rows`.
     explored : ndarray of bool, shape (n,)
     reserved_nanousd, expected_nanousd : ndarray of int64, shape (n,)
     expires_ms : ndarray of int64, shape (n,), or int for all
@@ -46,7 +45,7 @@ class Taken:
     requests: Requests
     column: Ints
     arms: Sequence[str]
-    prices: Sequence[Price | None]
+    blank: NDArray[Any]
     explored: Bools
     reserved_nanousd: Ints
     expected_nanousd: Ints
@@ -79,7 +78,14 @@ def take(state: State, taken: Taken) -> None:
 
 def _remember(state: State, taken: Taken) -> None:
     remembered, requests = state.reservations, taken.requests
-    rows = _blank_rows(state, taken)
+    # The last entry is that of a rejection, whose column is -1. Names are numbered as they come.
+    numbers = [NONE] * (len(taken.arms) + 1)
+    for column in dict.fromkeys(taken.column.tolist()):
+        if column >= 0:
+            numbers[column] = remembered.arms.number(taken.arms[column])
+    rows = taken.blank[taken.column]
+    rows["arm"] = np.array(numbers)[taken.column]
+    rows["decided_ms"] = taken.now_ms
     rows["explored"] = taken.explored
     rows["segment"] = _segments(state, requests.segments)
     rows["budgets"] = taken.paths
@@ -92,39 +98,12 @@ def _remember(state: State, taken: Taken) -> None:
     remembered.add(taken.offsets, rows, requests.ids, requests.features)
 
 
-def _blank_rows(state: State, taken: Taken) -> NDArray[Any]:
-    """Return a row for each decision, with what is alike in all decisions for its arm."""
-    # In the order in which they come, because names are numbered so.
-    columns = list(dict.fromkeys(taken.column.tolist()))
-    blank = np.zeros(len(columns), ROW_DTYPE)
-    blank["used"] = 1
-    blank["decided_ms"] = taken.now_ms
-    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by"):
-        blank[name] = NONE
-    number = state.reservations.arms.number
-    blank["arm"] = [NONE if column < 0 else number(taken.arms[column]) for column in columns]
-    pinned = [_pinned(None if column < 0 else taken.prices[column]) for column in columns]
-    for name, values in zip(_PRICE, zip(*pinned, strict=True), strict=True):
-        blank[name] = values
-    # The last entry is that of a rejection, whose column is -1.
-    places = np.zeros(len(taken.arms) + 1, np.int64)
-    places[columns] = range(len(columns))
-    rows: NDArray[Any] = blank[places[taken.column]]
-    return rows
-
-
 def _segments(state: State, names: Sequence[str]) -> int | list[int]:
     """Return the number of each name; one for all if there is but one."""
     numbers = {name: state.reservations.segments.number(name) for name in dict.fromkeys(names)}
     if len(numbers) == 1:
         return next(iter(numbers.values()))
     return [numbers[name] for name in names]
-
-
-def _pinned(price: Price | None) -> tuple[int, int, int, int]:
-    if price is None:
-        return 0, 0, 0, NONE
-    return price.version, price.input, price.output, NONE if price.cached is None else price.cached
 
 
 def _tell_policy(state: State, taken: Taken) -> None:
