@@ -27,8 +27,11 @@ class ArmState:
 
     def experience(self) -> int:
         """Return the pulls or the outcomes seen, whichever are more, of all partitions."""
-        elsewhere = sum(count for count, _, _ in self.elsewhere.values())
-        return max(self.pulls, self.reward.seen) + elsewhere
+        here = max(self.pulls, self.reward.seen)
+        # Asked for every arm at every batch, and a partition alone has no others.
+        if not self.elsewhere:
+            return here
+        return here + sum(count for count, _, _ in self.elsewhere.values())
 
     def moments(self) -> tuple[Floats, Floats]:
         """Return the moments of reward and length, summed over the partitions."""

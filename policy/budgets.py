@@ -221,21 +221,23 @@ class Budgets:
 
         The last two arrays are of ``pairs.budgets``.
         """
-        passing = self._gate.passes_pages("budget", pairs.budgets // PAGE)
-        requests = np.zeros(len(pairs.budgets), np.int64)
-        cost = np.zeros(len(pairs.budgets), np.int64)
-        np.add.at(requests, pairs.place, 1)
+        budgets = pairs.budgets
+        passing = self._gate.passes_pages("budget", budgets // PAGE)
+        requests = np.bincount(pairs.place, minlength=len(budgets))
+        cost = np.zeros(len(budgets), np.int64)
         np.add.at(cost, pairs.place, expected_nanousd[pairs.row])
         # A budget of which all requests wait still is not charged.
-        kept = passing & (requests > 0)
-        budgets = pairs.budgets[kept]
+        if passing is not None or np.count_nonzero(requests) < len(requests):
+            kept = requests > 0 if passing is None else passing & (requests > 0)
+            budgets, requests, cost = budgets[kept], requests[kept], cost[kept]
+            dual_price, planned_usd = dual_price[kept], planned_usd[kept]
         rows = self._table[budgets]
         charge(
             rows,
-            requests=requests[kept],
-            cost_nanousd=cost[kept],
-            dual_price=dual_price[kept],
-            planned_usd=planned_usd[kept],
+            requests=requests,
+            cost_nanousd=cost,
+            dual_price=dual_price,
+            planned_usd=planned_usd,
             now_ms=now_ms,
         )
         self._table[budgets] = rows
@@ -254,7 +256,8 @@ class Budgets:
         budget, row = self._passing(pairs)
         # A call of a window that has ended does not touch the present one.
         mine = decided_ms[row] >= self._table["window_start"][budget]
-        budget, row = budget[mine], row[mine]
+        if np.count_nonzero(mine) < len(mine):
+            budget, row = budget[mine], row[mine]
         if self._journal is not None:
             for index in sorted(set(budget.tolist())):
                 self._note(index)
@@ -270,7 +273,7 @@ class Budgets:
     def _passing(self, pairs: Pairs) -> tuple[Ints, Ints]:
         """Return budget and row of those pairs whose page does not contain the change yet."""
         passing = self._gate.passes_pages("budget", pairs.budgets // PAGE)
-        if passing.all():
+        if passing is None:
             return pairs.budget, pairs.row
         kept = passing[pairs.place]
         return pairs.budget[kept], pairs.row[kept]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy import eligibility
+from policy.eligibility import judge
 from policy.money import NANO_PER_USD, Price, bound_nanousd
 from policy.pacer import affordable, dual_price, standing_of
 from policy.paths import Pairs
 from policy.requests import Requests
 from policy.state import State
 from policy.terms import Bools, Contexts, Floats, Ints, Ranking
+from policy.why_not import CAP, CEILING, POLICY, Codes
 
 OUTPUT_SHARE = 0.95
 """Share of answers that a lowered output cap must hold, by what the arm's answers have been: the
@@ -29,7 +30,7 @@ class Round:
     ----------
     eligible : ndarray of bool, shape (n, k)
     why_not : ndarray of int8, shape (n, k)
-        Code into :data:`policy.eligibility.WHY_NOT`; ``score`` where eligible.
+        Code into :data:`policy.why_not.WHY_NOT`; ``score`` where eligible.
     uniform_why : bool
         Whether all rows of it are alike.
     reward, score, propensity : ndarray, shape (n, k)
@@ -38,8 +39,8 @@ class Round:
         Expected and largest possible cost; the expected never exceeds the bound.
     first, first_bound, first_cost : ndarray of int64, shape (n,)
         Column that the policy put first, what it would reserve and is expected to cost.
-    first_cheapest, explored : ndarray of bool, shape (n,)
-        Whether no eligible arm is cheaper than the first, and whether chance put it there.
+    explored : ndarray of bool, shape (n,)
+        Whether chance put the first arm there.
     quick : ndarray of bool, shape (n,)
         Whether nothing but a cap or a ceiling can keep the request from its first arm.
     paths : ndarray of int64, shape (n,)
@@ -49,10 +50,12 @@ class Round:
     dual_price, planned_usd, ceiling_usd : ndarray, shape (m,)
         Of ``pairs.budgets``: the price, the dollars per request that the spend curve foretells
         there, and the per-request ceiling, nan where there is none.
+    has_ceilings : bool
+        Whether any of them has one.
     """
 
     eligible: Bools
-    why_not: eligibility.Codes
+    why_not: Codes
     uniform_why: bool
     reward: Floats
     score: Floats
@@ -62,7 +65,6 @@ class Round:
     first: Ints
     first_bound: Ints
     first_cost: Ints
-    first_cheapest: Bools
     explored: Bools
     quick: Bools
     paths: Ints
@@ -70,6 +72,7 @@ class Round:
     dual_price: Floats
     planned_usd: Floats
     ceiling_usd: Floats
+    has_ceilings: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +99,7 @@ def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_
     )
     if len(batch):
         state.refresh_curve(contexts)
-    eligible, why_not = eligibility.judge(state, batch, now_ms=now_ms)
+    eligible, why_not = judge(state, batch, now_ms=now_ms)
     plan = state.budgets.plan(pairs.budgets)
     prices = dual_price(state.budgets.rows(pairs.budgets), plan, state.curve, now_ms=now_ms)
     # Several budgets may bind one request: the largest price lets each follow its plan.
@@ -108,16 +111,17 @@ def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_
     cost = np.minimum(expected, bound).astype(np.int64)
     score = np.where(eligible, ranking.score, -np.inf)
     barred = eligible & (score == -np.inf)
-    if barred.any():
+    if np.count_nonzero(barred):
         eligible = eligible & ~barred
-        why_not[barred] = eligibility.POLICY
+        why_not[barred] = POLICY
     rows, first = np.arange(len(batch)), np.zeros(len(batch), np.int64)
-    first_bound, first_cost, cheapest = first, first, np.zeros(len(batch), np.bool_)
+    first_bound = first_cost = first
     if len(state.catalog.arms):
         first = score.argmax(axis=1)
         first_bound, first_cost = bound[rows, first], cost[rows, first]
-        cheapest = first_cost <= np.where(eligible, cost, np.iinfo(np.int64).max).min(axis=1)
-    quick = np.logical_or.reduce(eligible, axis=1) & (state.budgets.paths.depths(paths) > 0)
+    quick = state.budgets.paths.depths(paths) > 0
+    if not eligible.size or np.count_nonzero(eligible) < eligible.size:
+        quick &= np.logical_or.reduce(eligible, axis=1)
     for row, constraints in batch.constraints.items():
         quick[row] &= constraints.deadline_ms is None
     return Round(
@@ -132,7 +136,6 @@ def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_
         first=first,
         first_bound=first_bound,
         first_cost=first_cost,
-        first_cheapest=cheapest,
         explored=ranking.explored,
         quick=quick,
         paths=paths,
@@ -140,6 +143,7 @@ def make_round(state: State, batch: Requests, paths: Ints, pairs: Pairs, *, now_
         dual_price=prices,
         planned_usd=state.curve.cost_at(prices) if state.curve else np.zeros(len(prices)),
         ceiling_usd=plan.per_request_usd,
+        has_ceilings=bool(np.count_nonzero(plan.per_request_usd == plan.per_request_usd)),
     )
 
 
@@ -160,13 +164,13 @@ def reserve_best(
         if not rounds.eligible[row, column]:
             break
         if not within[column]:
-            why_not[column] = eligibility.CEILING
+            why_not[column] = CEILING
             continue
         bound = int(rounds.bound_nanousd[row, column])
         if bound <= free:
             return _found(batch, row, column, bound, why_not=why_not)
         need = _least_bound(state, rounds, row, column, batch)
-        why_not[column] = eligibility.CAP
+        why_not[column] = CAP
         if need > ultimate:
             if rejected != "budget_busy":
                 rejected = "budget_exhausted"
@@ -213,10 +217,8 @@ def _ranked(state: State, contexts: Contexts, dual_price: Floats, eligible: Bool
 
 
 def _bounds(state: State, contexts: Contexts) -> Ints:
-    dearest = [0 if p is None else max(p.input, p.cached or 0) for p in state.prices]
-    output = [0 if p is None else p.output for p in state.prices]
-    thousandths = np.multiply.outer(contexts.input_tokens, np.array(dearest, np.int64))
-    thousandths += np.multiply.outer(contexts.max_output_tokens, np.array(output, np.int64))
+    thousandths = contexts.input_tokens[:, None] * state.columns.price_input
+    thousandths += contexts.max_output_tokens[:, None] * state.columns.price_output
     return -(-thousandths // 1_000)
 
 

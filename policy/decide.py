@@ -96,7 +96,8 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
     if not isinstance(requests, Requests):
         requests = Requests.of(requests, width=width)
     fresh, duplicates, conflicts = _new_requests(state, requests)
-    batch = fresh.after(Requests.of(_waiting(state, now_ms), width=width))
+    again = _waiting(state, now_ms)
+    batch = fresh.after(Requests.of(again, width=width)) if again else fresh
     rolls = state.budgets.journal_length()
     paths = state.budgets.paths_of(batch.budgets)
     pairs = state.budgets.paths.pairs(paths)
@@ -118,18 +119,26 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
     return Decided(
         first_offset=first_offset,
         now_ms=now_ms,
-        batch=min((batch.offsets[row] for row in choices.rows.tolist()), default=0),
+        batch=_first_offset(batch, choices),
         outcomes=state.gate.position.outcomes,
         rounds=rounds,
         choices=choices,
         duplicates=duplicates,
         conflicts=conflicts,
         released=released,
-        waited=[batch.row(row) for row in np.flatnonzero(~decided).tolist()],
+        waited=[]
+        if len(choices) == len(batch)
+        else [batch.row(row) for row in np.flatnonzero(~decided).tolist()],
         waiting_before=waiting_before,
         fresh_from=fresh.offsets[0] if len(fresh) else -1,
         curve_at=-1 if state.curve is None else state.curve_at,
     )
+
+
+def _first_offset(batch: Requests, choices: Choices) -> int:
+    if len(choices) == len(batch):
+        return min(batch.offsets, default=0)
+    return min((batch.offsets[row] for row in choices.rows.tolist()), default=0)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +162,7 @@ class _Batch:
         """Return the choices, and which requests were decided; the others wait now."""
         rounds, requests, budgets = self.rounds, self.requests, self.state.budgets
         count = len(requests)
-        self.column = np.full(count, -1, np.int64)
+        self.column = np.full(count, -1)
         self.reserved, self.expected = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.caps = np.zeros(count, np.int64)
         self.reserved_after = np.zeros(len(rounds.pairs.row), np.int64)
@@ -174,7 +183,7 @@ class _Batch:
             requests=requests,
             rounds=rounds,
             arms=self.state.catalog.arms,
-            rows=np.flatnonzero(self.decided),
+            rows=self.decided.nonzero()[0],
             column=self.column,
             reserved_nanousd=self.reserved,
             max_output_tokens=self.caps,
@@ -243,22 +252,25 @@ def _taken(
     state: State, choices: Choices, decided: Bools, *, first_offset: int, now_ms: int
 ) -> Taken:
     """Return what takes effect, without the requests that wait."""
-    rounds, requests = choices.rounds, choices.requests.where(decided)
-    paths = rounds.paths[decided]
-    pairs = rounds.pairs if decided.all() else rounds.pairs.where(decided)
+    rounds, requests, pairs = choices.rounds, choices.requests, choices.rounds.pairs
+    paths, column, explored = rounds.paths, choices.column, choices.explored
+    reserved, expected = choices.reserved_nanousd, choices.cost_nanousd
+    if len(choices) < len(requests):
+        requests, pairs = requests.where(decided), pairs.where(decided)
+        paths, column, explored = paths[decided], column[decided], explored[decided]
+        reserved, expected = reserved[decided], expected[decided]
     for id_ in requests.ids if state.waiting else ():
         state.waiting.pop(id_, None)
-    column = choices.column[decided]
     return Taken(
         offsets=np.arange(first_offset, first_offset + len(requests)),
         requests=requests,
         column=column,
         arms=[arm.arm for arm in choices.arms],
-        prices=[arm.price for arm in choices.arms],
-        explored=choices.explored[decided],
-        reserved_nanousd=choices.reserved_nanousd[decided],
-        expected_nanousd=choices.cost_nanousd[decided],
-        expires_ms=np.full(len(requests), now_ms + state.limits.reservation_ttl_ms),
+        blank=state.columns.rows,
+        explored=explored,
+        reserved_nanousd=reserved,
+        expected_nanousd=expected,
+        expires_ms=now_ms + state.limits.reservation_ttl_ms,
         pairs=pairs,
         paths=paths,
         dual_price=rounds.dual_price,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,17 @@ from numpy.typing import NDArray
 
 from policy.money import Price
 from policy.outcomes import UNKNOWN, Arrivals
+from policy.paths import Pairs
 from policy.reservations import NONE
 from policy.state import State
-from policy.terms import Bools, Ints, Lessons
+from policy.terms import Bools, Floats, Ints, Lessons
 
 _PRICE = ("price_version", "price_input", "price_output", "price_cached")
 
 
 def apply(
-    state: State, arrivals: Arrivals, decision: Ints, rows: NDArray[Any], *, usage: Bools,
-    reward: Bools, error_offset: bool = False,
+    state: State, arrivals: Arrivals, decision: Ints, rows: NDArray[Any], *, pairs: Pairs,
+    usage: Bools, reward: Bools, error_offset: bool = False,
 ) -> None:  # fmt: skip
     """Let outcomes take effect, in order; the windows of their budgets are rolled.
 
@@ -32,50 +35,81 @@ def apply(
         Offsets of their decisions.
     rows : structured ndarray, shape (n,)
         What is remembered of those.
+    pairs : Pairs
+        Of the same rows; those of rows that settle nothing may be left out.
     usage, reward : ndarray of bool, shape (n,)
         Which parts of each outcome count.
     error_offset : bool
         Whether to note that the outcome reported an error alone.
     """
     cost = np.where(usage, _cost(arrivals, rows), UNKNOWN)
-    remembered = state.reservations
-    if usage.any():
-        _spend(state, rows[usage], cost[usage])
-        remembered.change(
-            decision[usage],
-            usage_offset=arrivals.offsets[usage],
-            usage_print=arrivals.usage_print[usage],
-        )
-    if reward.any():
-        remembered.change(
-            decision[reward],
-            reward_offset=arrivals.offsets[reward],
-            reward_print=arrivals.reward_print[reward],
-        )
+    told = _Told(
+        rows=rows,
+        at_ms=arrivals.at_ms,
+        reward=np.where(reward, arrivals.reward, np.nan),
+        cost_nanousd=cost,
+        output_tokens=np.where(usage, arrivals.output_tokens, UNKNOWN),
+        latency_ms=np.where(usage, arrivals.latency_ms, UNKNOWN),
+        error=arrivals.error,
+    )
+    if np.count_nonzero(usage):
+        _spend(state, rows, cost, pairs)
+    _remember(state, arrivals, decision, usage=usage, reward=reward)
     if error_offset:
-        remembered.change(decision, error_offset=arrivals.offsets)
+        state.reservations.change(decision, error_offset=arrivals.offsets)
+    _count(state, told)
+    _teach(state, _lessons(state, arrivals, decision, told, usage | reward))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Told:
+    """What outcomes told of their decisions, shape (n,): nan or ``UNKNOWN`` where they did not."""
+
+    rows: NDArray[Any]
+    at_ms: Ints
+    reward: Floats
+    cost_nanousd: Ints
+    output_tokens: Ints
+    latency_ms: Ints
+    error: Bools
+
+
+def _remember(
+    state: State, arrivals: Arrivals, decision: Ints, *, usage: Bools, reward: Bools
+) -> None:
+    parts = (
+        (usage, {"usage_offset": arrivals.offsets, "usage_print": arrivals.usage_print}),
+        (reward, {"reward_offset": arrivals.offsets, "reward_print": arrivals.reward_print}),
+    )
+    counts = [np.count_nonzero(present) for present, _ in parts]
+    if min(counts) == len(decision):
+        # Both parts of all of them, as most outcomes come.
+        state.reservations.change(decision, **parts[0][1], **parts[1][1])
+        return
+    for count, (present, fields) in zip(counts, parts, strict=True):
+        if count:
+            some = {name: values[present] for name, values in fields.items()}
+            state.reservations.change(decision[present], **some)
+
+
+def _count(state: State, told: _Told) -> None:
+    """Add to the window of each arm and segment."""
+    remembered, rows = state.reservations, told.rows
     arms, segments = rows["arm"], rows["segment"]
-    lessons: list[tuple[Ints, Lessons]] = []
-    for number in sorted(set(arms.tolist())):
-        mine = np.flatnonzero(arms == number)
-        arm = remembered.arms.texts[number]
-        for segment in sorted(set(segments[mine].tolist())):
-            some = mine[segments[mine] == segment]
-            state.windows.add(
-                arm,
-                remembered.segments.texts[segment],
-                at_ms=arrivals.at_ms[some],
-                reward=np.where(reward, arrivals.reward, np.nan)[some],
-                cost_nanousd=cost[some],
-                latency_ms=np.where(usage, arrivals.latency_ms, UNKNOWN)[some],
-                error=arrivals.error[some],
-            )
-        taught = mine[(usage | reward)[mine]]
-        if len(taught) and state.gate.passes(state.page_of_arm(arm)):
-            lessons.append(
-                (taught, _lessons(state, arm, arrivals, decision, rows, cost, reward, taught))
-            )
-    _teach(state, lessons)
+    pairs = list(zip(arms.tolist(), segments.tolist(), strict=True))
+    for number, segment in (windows := sorted(set(pairs))):
+        some: Any = slice(None)
+        if len(windows) > 1:
+            some = ((arms == number) & (segments == segment)).nonzero()[0]
+        state.windows.add(
+            remembered.arms.texts[number],
+            remembered.segments.texts[segment],
+            at_ms=told.at_ms[some],
+            reward=told.reward[some],
+            cost_nanousd=told.cost_nanousd[some],
+            latency_ms=told.latency_ms[some],
+            error=told.error[some],
+        )
 
 
 def _teach(state: State, lessons: Sequence[tuple[Ints, Lessons]]) -> None:
@@ -93,42 +127,57 @@ def _teach(state: State, lessons: Sequence[tuple[Ints, Lessons]]) -> None:
 
 
 def _lessons(
-    state: State, arm: str, arrivals: Arrivals, decision: Ints, rows: NDArray[Any], cost: Ints,
-    reward: Bools, some: Ints,
-) -> Lessons:  # fmt: skip
-    remembered, offsets = state.reservations, decision[some]
-    return Lessons(
-        arm=arm,
-        features=remembered.features(offsets),
-        input_tokens=rows["input_tokens"][some].astype(np.int64),
-        age=remembered.decided_since(offsets, before=state.gate.position.decisions),
-        reward=np.where(reward[some], arrivals.reward[some], np.nan),
-        cost_nanousd=cost[some],
-        output_tokens=np.where(cost >= 0, arrivals.output_tokens, UNKNOWN)[some],
-        latency_ms=np.where(cost >= 0, arrivals.latency_ms, UNKNOWN)[some],
-        prices=_prices(rows[some], cost[some]),
-        against=[arrivals.against[row] if reward[row] else None for row in some.tolist()],
-    )
+    state: State, arrivals: Arrivals, decision: Ints, told: _Told, taught: Bools
+) -> list[tuple[Ints, Lessons]]:
+    """Return what each arm is taught, and by which rows."""
+    remembered, rows = state.reservations, told.rows
+    arms = rows["arm"]
+    mine: dict[int, Ints] = {}
+    for number in sorted(set(arms.tolist())):
+        some = ((arms == number) & taught).nonzero()[0]
+        if len(some) and state.gate.passes(state.page_of_arm(remembered.arms.texts[number])):
+            mine[number] = some
+    if not mine:
+        return []
+    features = remembered.features(decision)
+    age = remembered.decided_since(decision, before=state.gate.position.decisions)
+    input_tokens, prices = rows["input_tokens"].astype(np.int64), _prices(told)
+    against = arrivals.against
+    if against.count(None) < len(against):
+        known = (told.reward == told.reward).tolist()
+        against = [arm if there else None for arm, there in zip(against, known, strict=True)]
+    return [
+        (
+            some,
+            Lessons(
+                arm=remembered.arms.texts[number],
+                features=features[some],
+                input_tokens=input_tokens[some],
+                age=age[some],
+                reward=told.reward[some],
+                cost_nanousd=told.cost_nanousd[some],
+                output_tokens=told.output_tokens[some],
+                latency_ms=told.latency_ms[some],
+                prices=[prices[row] for row in some.tolist()],
+                against=[against[row] for row in some.tolist()],
+            ),
+        )
+        for number, some in mine.items()
+    ]
 
 
-def _prices(rows: NDArray[Any], cost: Ints) -> list[Price | None]:
+def _prices(told: _Told) -> list[Price | None]:
     """Return the prices that decisions pinned; None where no cost is known."""
-    made: dict[tuple[int, ...], Price] = {}
-    prices: list[Price | None] = []
-    columns = [rows[name].tolist() for name in _PRICE]
-    for known, *pinned in zip((cost >= 0).tolist(), *columns, strict=True):
-        key = tuple(pinned)
-        price = made.get(key) if known else None
-        if known and price is None:
-            version, input_price, output_price, cached = key
-            price = made[key] = Price(
-                version=version,
-                input=input_price,
-                output=output_price,
-                cached=None if cached == NONE else cached,
-            )
-        prices.append(price)
-    return prices
+    columns = [told.rows[name].tolist() for name in _PRICE]
+    keys = list(zip(*columns, strict=True))
+    known = (told.cost_nanousd >= 0).tolist()
+    made = {key: _pinned(*key) for key in set(compress(keys, known))}
+    return [made[key] if there else None for key, there in zip(keys, known, strict=True)]
+
+
+def _pinned(version: int, input_price: int, output_price: int, cached: int) -> Price:
+    cached_price = None if cached == NONE else cached
+    return Price(version=version, input=input_price, output=output_price, cached=cached_price)
 
 
 def _cost(arrivals: Arrivals, rows: NDArray[Any]) -> Ints:
@@ -145,19 +194,18 @@ def _cost(arrivals: Arrivals, rows: NDArray[Any]) -> Ints:
     return cost
 
 
-def _spend(state: State, rows: NDArray[Any], cost: Ints) -> None:
+def _spend(state: State, rows: NDArray[Any], cost: Ints, pairs: Pairs) -> None:
     # Expired before the outcome: then all of the reservation is spent already.
     expired = rows["expired_by"] != NONE
-    paths = rows["budgets"].astype(np.int64)
     state.budgets.settle(
-        state.budgets.paths.pairs(paths),
+        pairs,
         decided_ms=rows["decided_ms"],
         held=np.where(expired, 0, rows["reserved"]),
         spent=cost - np.where(expired, rows["reserved"], 0),
         delta_nanousd=cost - np.where(expired, rows["reserved"], rows["expected"]),
         expected_nanousd=np.where(expired, 0, rows["expected"]),
     )
-    state.free(paths)
+    state.free(rows["budgets"][cost != UNKNOWN])
 
 
 def spend_expired(state: State, offsets: Sequence[int], now_ms: int) -> None:

@@ -7,15 +7,20 @@ does not fit, the supposition is true.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+from numpy.typing import NDArray
 
 from policy.choose import Round
-from policy.money import NANO_PER_USD
+from policy.money import INT64_MAX, NANO_PER_USD
 from policy.pace import Pacing
 from policy.pacer import Standing, affordable, standing_of
 from policy.paths import DEPTH_MAX, Pairs
 from policy.state import State
 from policy.terms import Bools, Floats, Ints
+
+Number = TypeVar("Number", np.int64, np.float64)
 
 
 def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
@@ -31,19 +36,20 @@ def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
     count = len(rounds.quick)
     if not rounds.quick[start]:
         return start, np.zeros(0, np.int64)
-    pairs = rounds.pairs.between(start, count)
-    rows = state.budgets.rows(pairs.budgets)
-    sums = _RunningSums(pairs.place)
-    reserved = rows["reserved"][pairs.place] + sums.of(rounds.first_bound[pairs.row])
-    free = state.budgets.limit[pairs.budgets] - rows["settled"]
-    fits = reserved <= free[pairs.place]
-    if not np.isnan(rounds.ceiling_usd).all():
+    pairs, budgets = rounds.pairs.between(start, count), state.budgets
+    sums = _RunningSums(pairs.place, len(pairs.budgets))
+    reserved: Ints = budgets.reserved[pairs.budget] + sums.of(rounds.first_bound[pairs.row])
+    fits = reserved <= budgets.limit[pairs.budget] - budgets.settled[pairs.budget]
+    if rounds.has_ceilings:
+        rows = budgets.rows(pairs.budgets)
         arm_cost = None if state.curve is None else state.curve.arm_cost_usd
         fits &= _below_ceilings(rounds, pairs, rows, sums, arm_cost)
-    end = int(pairs.row[~fits].min(initial=count))
-    stops = ~rounds.quick[start:end]
-    if stops.any():
-        end = start + int(stops.argmax())
+    end = count
+    if np.count_nonzero(fits) < len(fits):
+        end = pairs.row.item(fits.argmin())
+    quick = rounds.quick[start:end]
+    if np.count_nonzero(quick) < len(quick):
+        end = start + int(quick.argmin())
     return end, reserved[: pairs.starts[end - start]]
 
 
@@ -54,6 +60,7 @@ def _below_ceilings(
     now = standing_of(rows, rounds.ceiling_usd)
     cost = rounds.first_cost[pairs.row]
     usd = cost / NANO_PER_USD
+    cheapest = np.where(rounds.eligible, rounds.cost_nanousd, INT64_MAX).min(axis=1)
     standing = Standing(
         ceiling_usd=now.ceiling_usd[pairs.place],
         requests=now.requests[pairs.place] + sums.of(np.ones(len(cost), np.int64)) - 1.0,
@@ -64,32 +71,33 @@ def _below_ceilings(
     return affordable(
         standing,
         usd,
-        cheapest=rounds.first_cheapest[pairs.row],
+        cheapest=cost <= cheapest[pairs.row],
         arm_cost_usd=None if arm_cost_usd is None else arm_cost_usd[rounds.first[pairs.row]],
     )
 
 
 class _RunningSums:
-    """Sums over the entries with the same number, up to and including each entry."""
+    """Sums over the entries with the same number ``below`` a bound, up to and with each entry."""
 
-    def __init__(self, numbers: Ints) -> None:
+    def __init__(self, numbers: Ints, below: int) -> None:
         self._alone = len(numbers) <= DEPTH_MAX and len(set(numbers.tolist())) == len(numbers)
         if self._alone:
             return
         # numpy sorts 16 bits by radix, several times faster.
-        small = numbers.astype(np.int16 if numbers.max(initial=0) < 2**15 else np.int64)
+        small = numbers.astype(np.int16 if below <= 2**15 else np.int64)
         self._order = small.argsort(kind="stable")
         ordered = numbers[self._order]
-        self._begins = np.flatnonzero(np.diff(ordered, prepend=-1))
-        self._lengths = np.diff(self._begins, append=len(numbers))
+        edges = [0, *((ordered[1:] != ordered[:-1]).nonzero()[0] + 1).tolist(), len(numbers)]
+        bounds = np.array(edges)
+        self._begins, self._lengths = bounds[:-1], bounds[1:] - bounds[:-1]
 
-    def of(self, values: Ints | Floats) -> Ints | Floats:
+    def of(self, values: NDArray[Number]) -> NDArray[Number]:
         """Return the running sum of values, shape (p,)."""
         if self._alone:
             return values
         ordered = values[self._order]
-        total = ordered.cumsum()
-        total -= np.repeat((total - ordered)[self._begins], self._lengths)
+        total: NDArray[Number] = ordered.cumsum()
+        total -= (total[self._begins] - ordered[self._begins]).repeat(self._lengths)
         result = np.empty_like(total)
         result[self._order] = total
         return result

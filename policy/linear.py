@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy.shrinkage import own_strength
+from policy.shrinkage import own_strengths
 from policy.terms import Floats
 
 
@@ -70,66 +70,105 @@ class Solver:
     ``signal`` of the variance beforehand: ``(d - 1) / signal``. How far an arm's own slopes are
     shrunk follows from how much the arms were seen to differ (:mod:`policy.shrinkage`).
 
+    Several quantities of the same arms (reward and length) are solved at once: most of the price
+    of a solution is that of calling numpy.
+
     Parameters
     ----------
-    signal : float
-        Share of the variance that features are expected to explain, in (0, 1].
-    noise : float
-        Standard deviation that is assumed beforehand, as strong as five observations.
+    signals : sequence of g floats
+        Share of each quantity's variance that features are expected to explain, in (0, 1].
+    noises : sequence of g floats
+        Standard deviations that are assumed beforehand, as strong as five observations.
     """
 
-    def __init__(self, *, signal: float, noise: float) -> None:
-        self._signal = signal
-        self._noise = noise
-        self._inverses: dict[tuple[int, float], tuple[Floats, Floats]] = {}
+    def __init__(self, *, signals: Sequence[float], noises: Sequence[float]) -> None:
+        self._signals = signals
+        self._noises = noises
+        self._given: list[Floats] = []
+        self._own: list[float] = []
+        # Stacked: the moments, shape (g, k, d + 1, d + 1), their regularised inverses, and the
+        # same as solutions have them.
+        self._matrices: Floats = np.zeros((0, 0, 0, 0))
+        self._inverses: Floats = np.zeros((0, 0, 0, 0))
+        self._turned: Floats = np.zeros((0, 0, 0, 0))
 
-    def solve(self, moments: Sequence[Floats], *, prior: Floats) -> Solution:
-        """Return the ridge estimates.
+    def solve(self, moments: Sequence[Sequence[Floats]], *, prior: Floats) -> list[Solution]:
+        """Return the ridge estimates of each quantity; they are good until the next call.
 
         Parameters
         ----------
-        moments : sequence of k ndarrays, shape (d + 1, d + 1)
+        moments : g sequences of k ndarrays, shape (d + 1, d + 1)
             Decayed moments of features, constant and value; an array that was given before must
             not have been written to since.
-        prior : ndarray, shape (k,)
+        prior : ndarray, shape (g, k)
             Expected mean value of each arm, as strong as one observation.
         """
-        matrices = np.stack(moments)
-        width = matrices.shape[1] - 1
+        flat = [matrix for matrices in moments for matrix in matrices]
+        changed = self._take(flat, len(moments))
+        matrices = self._matrices
+        width = matrices.shape[2] - 1
         last = width - 1
-        weight = matrices[:, last, last]
+        weight = matrices[..., last, last]
         safe = np.maximum(weight, 1e-12)
-        means = matrices[:, last, :last] / safe[:, None]
-        strength = strength_of(matrices, self._signal)
+        means = matrices[..., last, :last] / safe[..., None]
+        strengths = [strength_of(*pair) for pair in zip(matrices, self._signals, strict=True)]
         # About each arm's own mean: sum of products less weight times product of means.
-        shared = matrices[:, :last, :last].sum(axis=0) - (means * weight[:, None]).T @ means
-        crossed = matrices[:, :last, width].sum(axis=0) - matrices[:, last, width] @ means
-        slopes = np.linalg.solve(shared + strength * np.eye(last), crossed)
-        centre = (weight @ means) / max(float(weight.sum()), 1e-12)
-        base = np.empty((len(weight), width))
-        base[:, :last] = slopes
-        base[:, last] = prior - centre @ slopes
-        own = own_strength(matrices, slopes, expected=strength, noise=self._noise)
-        ridge = np.append(np.full(last, own), 1.0)
-        inverses = self._inverted(moments, ridge)
-        moment = matrices[:, :width, width]
-        theta = np.einsum("kij,kj->ki", inverses, moment + ridge * base)
-        fitted = np.einsum("kij,kj->ki", matrices[:, :width, :width], theta)
-        squares = matrices[:, width, width] + np.sum(theta * (fitted - 2.0 * moment), axis=1)
-        variance = (np.maximum(squares, 0.0) + 5.0 * self._noise**2) / (weight + 5.0)
-        turned = np.ascontiguousarray(inverses.transpose(1, 0, 2))
-        return Solution(theta=theta, inverses=turned, variance=variance)
+        weighed = (means * weight[..., None]).transpose(0, 2, 1)
+        shared = matrices[..., :last, :last].sum(axis=1) - weighed @ means
+        crossed = matrices[..., :last, width].sum(axis=1)
+        crossed -= (matrices[..., None, :, last, width] @ means)[:, 0]
+        shared.reshape(len(shared), -1)[:, :: last + 1] += np.array(strengths)[:, None]
+        slopes = np.linalg.solve(shared, crossed[..., None])[..., 0]
+        total = np.maximum(weight.sum(axis=1), 1e-12)[:, None]
+        centre = (weight[:, None] @ means)[:, 0] / total
+        base = np.empty((*weight.shape, width))
+        base[..., :last] = slopes[:, None]
+        base[..., last] = prior - (centre[:, None] @ slopes[..., None])[:, 0]
+        own = own_strengths(matrices, slopes, expected=strengths, noises=self._noises)
+        ridge = np.empty((len(own), width))
+        ridge[:, :last], ridge[:, last] = np.array(own)[:, None], 1.0
+        inverses = self._inverted(changed, ridge, own)
+        # Only now: had something failed before, all would have to be inverted again.
+        self._given = flat
+        moment = matrices[..., :width, width]
+        theta = np.einsum("gkij,gkj->gki", inverses, moment + ridge[:, None] * base)
+        fitted = np.einsum("gkij,gkj->gki", matrices[..., :width, :width], theta)
+        squares = matrices[..., width, width] + (theta * (fitted - 2.0 * moment)).sum(axis=2)
+        assumed = np.array([5.0 * noise**2 for noise in self._noises])[:, None]
+        variance = (np.maximum(squares, 0.0) + assumed) / (weight + 5.0)
+        return [
+            Solution(theta=theta[group], inverses=self._turned[group], variance=variance[group])
+            for group in range(len(moments))
+        ]
 
-    def _inverted(self, moments: Sequence[Floats], ridge: Floats) -> Floats:
-        strength = float(ridge[0])
-        kept: dict[tuple[int, float], tuple[Floats, Floats]] = {}
-        for matrix in moments:
-            key = (id(matrix), strength)
-            known = self._inverses.get(key)
-            # The array is kept with its inverse, so that its id cannot come to mean another.
-            if known is None:
-                gram = matrix[:-1, :-1] + np.diag(ridge)
-                known = (matrix, np.asarray(np.linalg.inv(gram), np.float64))
-            kept[key] = known
-        self._inverses = kept
-        return np.stack([kept[id(matrix), strength][1] for matrix in moments])
+    def _take(self, moments: Sequence[Floats], groups: int) -> list[int]:
+        """Stack the moments; return those that were not given at the same place before."""
+        given = self._given
+        if len(given) != len(moments):
+            self._given, self._own = [], []
+            arms, width = len(moments) // groups, len(moments[0]) - 1
+            self._matrices = np.stack(moments).reshape(groups, arms, width + 1, width + 1)
+            self._inverses = np.empty((groups, arms, width, width))
+            self._turned = np.empty((groups, width, arms, width))
+            return list(range(len(moments)))
+        pairs = enumerate(zip(moments, given, strict=True))
+        changed = [place for place, (now, before) in pairs if now is not before]
+        arms = self._matrices.shape[1]
+        for place in changed:
+            self._matrices[divmod(place, arms)] = moments[place]
+        return changed
+
+    def _inverted(self, changed: Sequence[int], ridge: Floats, own: list[float]) -> Floats:
+        """Return the inverses; only of ``changed`` moments they are made anew at the same ridge."""
+        groups, arms, width = self._matrices.shape[:3]
+        if own != self._own:
+            changed = range(groups * arms)
+        if changed:
+            group, arm = np.divmod(np.array(changed), arms)
+            grams = self._matrices[group, arm, :-1, :-1]
+            grams.reshape(len(grams), -1)[:, ::width] += ridge[group]
+            inverses = np.linalg.inv(grams)
+            self._inverses[group, arm] = inverses
+            self._turned[group, :, arm] = inverses
+            self._own = own
+        return self._inverses

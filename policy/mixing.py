@@ -46,7 +46,7 @@ def mix(
     *,
     forced: Sequence[Forced],
     epsilon: float,
-    draws: tuple[Floats, Floats],
+    seeds: Seeds,
 ) -> Mixed:
     """Put forced and epsilon choices above the scores.
 
@@ -60,25 +60,27 @@ def mix(
     epsilon : float
         Share of requests whose arm is drawn evenly from the eligible ones. Together with the
         shares of ``forced`` at most 1; what is beyond is cut off.
-    draws : pair of ndarray, shape (n,)
-        Uniform numbers: whether and which forced arm; which arm by epsilon.
+    seeds : ndarray of uint64, shape (n,)
+        For two uniform numbers: whether and which forced arm; which arm by epsilon.
     """
     open_score = np.where(eligible, score, -np.inf)
     rows = np.arange(len(score))
-    any_open = eligible.any(axis=1)
     first = open_score.argmax(axis=1)
+    any_open = np.logical_or.reduce(eligible, axis=1)
     if shares is None:
-        propensity = np.zeros_like(score)
-        propensity[rows, first] = 1.0
+        propensity = np.zeros(score.shape)
+        propensity[rows, first] = any_open
     else:
-        propensity = shares.copy()
-    propensity[~any_open] = 0.0
+        propensity = np.where(any_open[:, None], shares, 0.0)
+    if not forced and epsilon == 0.0:
+        return Mixed(score=score, propensity=propensity, explored=np.zeros(len(score), np.bool_))
+    draws = uniforms(seeds, stream=0)
     chosen = np.full(len(score), -1)
     kept, added = np.ones(len(score)), np.zeros_like(score)
     low = 0.0
     for arm in forced:
         high = min(low + arm.share, 1.0 - epsilon)
-        hit = arm.allowed & (draws[0] >= low) & (draws[0] < high)
+        hit = arm.allowed & (draws >= low) & (draws < high)
         # A row may take the arm while fewer rows before it did.
         possible = arm.allowed & (np.cumsum(hit) - hit < arm.count)
         chosen = np.where(hit & possible, arm.column, chosen)
@@ -87,9 +89,11 @@ def mix(
         low = high
     if epsilon > 0.0:
         counts = eligible.sum(axis=1)
-        nth = np.minimum((draws[1] * counts).astype(np.int64), np.maximum(counts - 1, 0))
+        nth = np.minimum(
+            (uniforms(seeds, stream=1) * counts).astype(np.int64), np.maximum(counts - 1, 0)
+        )
         drawn = (np.cumsum(eligible, axis=1) > nth[:, None]).argmax(axis=1)
-        hit = any_open & (draws[0] >= 1.0 - epsilon)
+        hit = any_open & (draws >= 1.0 - epsilon)
         chosen = np.where(hit, drawn, chosen)
         added += np.where(eligible, epsilon / np.maximum(counts, 1)[:, None], 0.0)
         kept[any_open] -= epsilon

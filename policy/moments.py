@@ -56,11 +56,12 @@ class Moments:
         "_above",
         "_below",
         "_check",
+        "_count",
         "_decay",
         "_forgetting",
         "_noise",
         "_pending",
-        "_values",
+        "_residual",
         "_weights",
         "dropped",
         "matrix",
@@ -75,12 +76,15 @@ class Moments:
         """Observations ever taken in."""
         self.dropped = False
         """Whether the last sudden change was downwards."""
+        # What waits to be folded in: so many rows of features and value, and their weights.
+        self._count = 0
         self._pending: Floats = np.zeros((BLOCK_LATER, width + 1))
-        self._values: list[float] = []
-        self._weights: list[float] = []
+        self._weights: Floats = np.zeros(BLOCK_LATER)
         # Square roots of the decay of the last observations, the latest being 1.
         self._decay: Floats = np.sqrt(forgetting ** np.arange(BLOCK_LATER - 1.0, -1.0, -1.0))
         self._check: Floats = np.zeros(width)
+        # The same as what makes residuals: of features and value.
+        self._residual: Floats = _residual_of(self._check)
         self._above: _Run = _QUIET
         self._below: _Run = _QUIET
 
@@ -91,12 +95,15 @@ class Moments:
         """
         start, changed = 0, False
         while start < len(values):
-            count = len(self._values)
+            count = self._count
             wanted = self._until_full(count)
             end = min(start + wanted, len(values))
-            self._pending[count : count + end - start, :-1] = features[start:end]
-            self._values.extend(values[start:end])
-            self._weights.extend(weights[start:end])
+            place = slice(count, count + end - start)
+            rows = self._pending[place]
+            rows[:, :-1] = features[start:end]
+            rows[:, -1] = values[start:end]
+            self._weights[place] = weights[start:end]
+            self._count = place.stop
             self.seen += end - start
             if end - start == wanted:
                 self._fold()
@@ -107,20 +114,21 @@ class Moments:
     def _until_full(self, count: int) -> int:
         """Return how many observations are wanted until the waiting ones are folded in."""
         wanted, block = 1, BLOCK if self.seen < _LATER else BLOCK_LATER
+        if self.seen >= 8 * block:
+            return max(block - count, 1)
         while count + wanted < block and count + wanted < (self.seen + wanted) // 8:
             wanted += 1
         return wanted
 
     def total(self) -> Floats:
         """Return the moments with those observations that still wait, as other partitions see."""
-        return self._with_pending() if self._values else self.matrix
+        return self._with_pending() if self._count else self.matrix
 
     def _with_pending(self) -> Floats:
-        count = len(self._values)
-        rows = self._pending[:count]
-        rows[:, -1] = self._values
+        count = self._count
         # By roots of the weights, so that the product is exactly symmetric.
-        scaled = rows * (np.sqrt(self._weights) * self._decay[BLOCK_LATER - count :])[:, None]
+        roots = np.sqrt(self._weights[:count]) * self._decay[BLOCK_LATER - count :]
+        scaled = self._pending[:count] * roots[:, None]
         kept: Floats = self.matrix * self._forgetting**count
         kept += scaled.T @ scaled
         return kept
@@ -131,29 +139,32 @@ class Moments:
             # Before the block is added: that is of the new level already.
             self._shift(changed)
         self.matrix = self._with_pending()
-        self._values.clear()
-        self._weights.clear()
+        self._count = 0
         if changed or self.seen < 2 * _CHECK_EVERY or self.seen % _CHECK_EVERY < BLOCK_LATER:
-            self._check = self._estimate()
+            self._set_check(self._estimate())
+
+    def _set_check(self, estimate: Floats) -> None:
+        self._check, self._residual = estimate, _residual_of(estimate)
 
     def _estimate(self) -> Floats:
         """Return a plain ridge estimate about the running mean, to watch residuals with."""
-        width = len(self._check)
-        prior = np.zeros(width)
-        prior[-1] = self.matrix[-2, -1] / max(self.matrix[-2, -2], 1e-9)
-        ridge = np.append(np.full(width - 1, strength_of(self.matrix[None], 0.1)), 1.0)
-        gram = self.matrix[:-1, :-1] + np.diag(ridge)
-        return np.asarray(np.linalg.solve(gram, self.matrix[:-1, -1] + ridge * prior), np.float64)
+        matrix, width = self.matrix, len(self._check)
+        ridge = np.full(width, strength_of(matrix[None], 0.1))
+        ridge[-1] = 1.0
+        gram = matrix[:-1, :-1].copy()
+        gram.reshape(-1)[:: width + 1] += ridge
+        moment = matrix[:-1, -1].copy()
+        moment[-1] += matrix.item(-2, -1) / max(matrix.item(-2, -2), 1e-9)
+        return np.asarray(np.linalg.solve(gram, moment), np.float64)
 
     def _watch(self) -> float:
         """Follow the residuals of the waiting block; return the shift if they raise an alarm."""
-        count = len(self._values)
-        weights = np.array(self._weights)
-        z = np.append(-self._check, 1.0)
+        count, z = self._count, self._residual
+        rows, weights = self._pending[:count], self._weights[:count]
         squares = float(z @ self.matrix @ z) + 5.0 * self._noise**2
-        level = math.sqrt(max(squares, 0.0) / (float(self.matrix[-2, -2]) + 5.0))
+        level = math.sqrt(max(squares, 0.0) / (self.matrix.item(-2, -2) + 5.0))
         deviation = max(level, 0.05 * self._noise)
-        residuals = np.array(self._values) - self._pending[:count, :-1] @ self._check
+        residuals = rows[:, -1] - rows[:, :-1] @ self._check
         units = residuals * (weights / deviation)
         bounds = _WINSOR * weights
         bounded = np.minimum(np.maximum(units, -bounds), bounds).tolist()
@@ -181,7 +192,8 @@ class Moments:
         """Return a CUSUM's run that began at ``start`` of the block, or before it if negative."""
         total, length = (0.0, 0.0) if start >= 0 else before[1:]
         part = slice(max(start, 0), end)
-        return statistic, total + sum(units[part].tolist()), length + sum(self._weights[part])
+        weights = self._weights[part].tolist()
+        return statistic, total + sum(units[part].tolist()), length + sum(weights)
 
     def _shift(self, shift: float) -> None:
         """Move the level of what was seen by ``shift`` and forget most of its weight."""
@@ -197,17 +209,17 @@ class Moments:
         What the features had to do with them is forgotten; so is what still waits.
         """
         kept = self.total()[-2:, -2:]
-        self._values.clear()
-        self._weights.clear()
+        self._count = 0
         self.matrix = np.zeros_like(self.matrix)
         self.matrix[-2:, -2:] = kept * min(1.0, _KEPT_AFTER_CHANGE / max(kept[0, 0], 1e-9))
-        self._check = np.zeros_like(self._check)
-        self._check[-1] = self.matrix[-2, -1] / max(self.matrix[-2, -2], 1e-9)
+        check = np.zeros_like(self._check)
+        check[-1] = self.matrix[-2, -1] / max(self.matrix[-2, -2], 1e-9)
+        self._set_check(check)
         self._above = self._below = _QUIET
 
     def vector(self) -> Floats:
         """Return the whole state as one vector; equal for equal states."""
-        count = len(self._values)
+        count = self._count
         head = [
             len(self._check),
             count,
@@ -217,8 +229,9 @@ class Moments:
             *self._below,
         ]
         upper = self.matrix[np.triu_indices(len(self.matrix))]
-        rows = self._pending[:count, :-1].ravel()
-        return np.concatenate([head, self._check, upper, rows, self._values, self._weights])
+        rows = self._pending[:count]
+        values, weights = rows[:, -1], self._weights[:count]
+        return np.concatenate([head, self._check, upper, rows[:, :-1].ravel(), values, weights])
 
     def restore(self, vector: Floats) -> int:
         """Take the state from the start of ``vector``; return how many numbers it took.
@@ -239,11 +252,19 @@ class Moments:
         self.seen, self.dropped = int(vector[2]), bool(vector[3])
         above, below = vector[4:7].tolist(), vector[7:10].tolist()
         self._above, self._below = (above[0], above[1], above[2]), (below[0], below[1], below[2])
-        self._check = vector[ends[0] : ends[1]].copy()
+        self._set_check(vector[ends[0] : ends[1]].copy())
         matrix = np.zeros((width + 1, width + 1))
         matrix[upper] = vector[ends[1] : ends[2]]
         self.matrix = matrix + np.triu(matrix, 1).T
+        self._count = waiting
         self._pending[:waiting, :-1] = vector[ends[2] : ends[3]].reshape(waiting, width)
-        self._values = vector[ends[3] : ends[4]].tolist()
-        self._weights = vector[ends[4] : ends[5]].tolist()
+        self._pending[:waiting, -1] = vector[ends[3] : ends[4]]
+        self._weights[:waiting] = vector[ends[4] : ends[5]]
         return int(ends[-1])
+
+
+def _residual_of(estimate: Floats) -> Floats:
+    """Return what a row of features and value is multiplied with to give its residual."""
+    residual: Floats = np.ones(len(estimate) + 1)
+    residual[:-1] = -estimate
+    return residual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Arrival:
     against: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Arrivals:
     """``n`` outcomes in columns, in the order of their offsets; see :class:`Arrival`.
 
@@ -56,13 +57,13 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def has_usage(self) -> Bools:
         """Return which outcomes settle a reservation."""
         known: Bools = (self.output_tokens != UNKNOWN) | (self.cost_nanousd != UNKNOWN)
         return known
 
-    @property
+    @cached_property
     def has_reward(self) -> Bools:
         """Return which outcomes bring a reward."""
         known: Bools = ~np.isnan(self.reward)

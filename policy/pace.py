@@ -95,7 +95,8 @@ def charge(
     now_ms : int
     """
     new = pacing["first_ms"] == 0
-    pacing["first_ms"][new] = pacing["seen_ms"][new] = max(now_ms, 1)
+    if np.count_nonzero(new):
+        pacing["first_ms"][new] = pacing["seen_ms"][new] = max(now_ms, 1)
     since = np.maximum(now_ms - pacing["seen_ms"], 0)
     memory = np.where(pacing["memory_ms"] > 0, pacing["memory_ms"], MEMORY_MS)
     pacing["seen_ms"] += since
@@ -134,17 +135,17 @@ def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanou
     open calls of the former window.
     """
     delta, expected = delta_nanousd / NANO_PER_USD, expected_nanousd / NANO_PER_USD
-    first = expected_nanousd > 0
+    first, scale = (expected_nanousd > 0).astype(np.int64), expected * expected
     add_amounts(pacing["spent_nanousd"], budget, delta_nanousd)
     # The means are of true dollars in the end: calls are chosen where their cost looks low, so
     # that expectations of chosen calls are too low on average.
     np.add.at(pacing["mean_usd"], budget, MEAN * delta)
     np.add.at(pacing["mean_fast_usd"], budget, MEAN_FAST * delta)
-    np.add.at(pacing["settled_calls"], budget, first.astype(np.int64))
-    np.add.at(pacing["settled_usd2"], budget, np.where(first, delta * delta, 0.0))
-    np.add.at(pacing["settled_scale_usd2"], budget, expected * expected)
-    np.subtract.at(pacing["open_calls"], budget, first.astype(np.int64))
-    np.subtract.at(pacing["open_usd2"], budget, expected * expected)
+    np.add.at(pacing["settled_calls"], budget, first)
+    np.add.at(pacing["settled_usd2"], budget, first * (delta * delta))
+    np.add.at(pacing["settled_scale_usd2"], budget, scale)
+    np.subtract.at(pacing["open_calls"], budget, first)
+    np.subtract.at(pacing["open_usd2"], budget, scale)
 
 
 def add_amounts(total: Ints, budget: Ints, amount: Ints) -> None:
@@ -154,7 +155,8 @@ def add_amounts(total: Ints, budget: Ints, amount: Ints) -> None:
     """
     if len(budget) == 0:
         return
-    most = float(total[budget].max()) + float(np.abs(amount.astype(np.float64)).sum())
+    largest = max(int(amount.max()), -int(amount.min()))
+    most = int(total[budget].max()) + largest * len(amount)
     if most < 0.99 * TOTAL_MAX:
         np.add.at(total, budget, amount)
         return

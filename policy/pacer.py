@@ -93,9 +93,9 @@ def dual_price(pacing: Pacing, plan: Plan, curve: SpendCurve | None, *, now_ms: 
         price = _without_curve(pacing, target)
     else:
         price = curve.price_at(target / _bias(pacing))
-    if plan.pid is not None:
+    if plan.pid is not None and np.count_nonzero(plan.pid):
         price = np.where(plan.pid, _pid(pacing, plan, price, target), price)
-    priced: Floats = np.where(plan.paced, np.clip(price, 0.0, PRICE_MAX), 0.0)
+    priced: Floats = np.where(plan.paced, np.minimum(np.maximum(price, 0.0), PRICE_MAX), 0.0)
     return priced
 
 
@@ -105,19 +105,33 @@ def target_usd(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
     Per request: the ceiling, and the balance spread over the next ``HORIZON`` requests. By the
     clock: what is left of the amount, divided by the requests still expected in the window.
     """
-    held = SAFETY * _open_deviation(pacing)
-    by_request = ~np.isnan(plan.per_request_usd)
-    ceiling = AIM * np.where(by_request, plan.per_request_usd, 0.0)
+    by_clock = np.isnan(plan.per_request_usd)
+    # All budgets of a batch are paced alike almost always.
+    clocks = np.count_nonzero(by_clock)
+    if clocks == 0:
+        return np.maximum(_target_by_request(pacing, plan), 0.0)
+    target = _target_by_clock(pacing, plan, now_ms=now_ms)
+    if clocks < len(by_clock):
+        target = np.where(by_clock, target, _target_by_request(pacing, plan))
+    return np.maximum(target, 0.0)
+
+
+def _target_by_request(pacing: Pacing, plan: Plan) -> Floats:
+    held = SAFETY * np.sqrt(_noise(pacing) * open_usd2(pacing))
+    ceiling = AIM * plan.per_request_usd
     balance = ceiling * pacing["requests"] - _spent_usd(pacing)
     # A large credit may double the spend, not release it at once. What is held for calls in flight
     # bars dear arms (:func:`affordable`) and must not drive requests off those that are cheap.
     per_request = ceiling + np.minimum((balance - held) / HORIZON, ceiling)
     least = ceiling + np.minimum(balance / HORIZON, 0.0) - HELD_MOST * ceiling
-    per_request = np.maximum(per_request, least)
+    target: Floats = np.maximum(per_request, least)
+    return target
+
+
+def _target_by_clock(pacing: Pacing, plan: Plan, *, now_ms: int) -> Floats:
     left = plan.limit_usd - _spent_usd(pacing)
-    left_ms = np.maximum(plan.window_end_ms - now_ms, 0).astype(np.float64)
-    by_clock = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
-    target: Floats = np.maximum(np.where(by_request, per_request, by_clock), 0.0)
+    left_ms = np.maximum(plan.window_end_ms - now_ms, 0)
+    target: Floats = left / np.maximum(request_rate(pacing, now_ms=now_ms) * left_ms, 1.0)
     return target
 
 
@@ -128,13 +142,13 @@ def request_rate(pacing: Pacing, *, now_ms: int) -> Floats:
     of its count): a burst is met at once, and forgotten soon after it has ended.
     """
     memory = np.where(pacing["memory_ms"] > 0, pacing["memory_ms"], MEMORY_MS)
-    age = np.maximum(now_ms - pacing["first_ms"], 1).astype(np.float64)
-    since = np.maximum(now_ms - pacing["seen_ms"], 0).astype(np.float64)
-    slow = pacing["count_slow"] * np.exp(-since / memory)
-    fast = pacing["count_fast"] * np.exp(-since * FAST / memory)
+    age = -np.maximum(now_ms - pacing["first_ms"], 1)
+    since = -np.maximum(now_ms - pacing["seen_ms"], 0)
+    slow = pacing["count_slow"] * np.exp(since / memory)
+    fast = pacing["count_fast"] * np.exp(since * FAST / memory)
     sure = np.maximum(fast - 2.0 * np.sqrt(fast), 0.0)
-    slow_rate = slow / (memory * -np.expm1(-age / memory))
-    fast_rate = sure / (memory / FAST * -np.expm1(-age * FAST / memory))
+    slow_rate = slow / (memory * -np.expm1(age / memory))
+    fast_rate = sure / (memory / FAST * -np.expm1(age * FAST / memory))
     rate: Floats = np.where(pacing["first_ms"] > 0, np.maximum(slow_rate, fast_rate), 0.0)
     return rate
 
@@ -242,11 +256,6 @@ def _noise(pacing: Pacing) -> Floats:
     return noise
 
 
-def _open_deviation(pacing: Pacing) -> Floats:
-    deviation: Floats = np.sqrt(_noise(pacing) * open_usd2(pacing))
-    return deviation
-
-
 def _warmth(pacing: Pacing) -> Floats:
     """Return how much of the slow means is observation: they begin at 0."""
     share: Floats = -np.expm1(-pacing["total"] * MEAN)
@@ -259,9 +268,10 @@ def _bias(pacing: Pacing) -> Floats:
     It leans to 1 until some hundred requests were seen.
     """
     planned = pacing["planned_usd"]
-    ratio = np.where(planned > 0, pacing["mean_usd"] / np.where(planned > 0, planned, 1.0), 1.0)
-    bias: Floats = np.clip(np.maximum(ratio, 1e-6) ** _warmth(pacing), 0.25, 4.0)
-    return bias
+    known = planned > 0
+    ratio = np.where(known, pacing["mean_usd"] / np.where(known, planned, 1.0), 1.0)
+    bias: Floats = np.minimum(np.maximum(ratio, 1e-6) ** _warmth(pacing), 4.0)
+    return np.maximum(bias, 0.25)
 
 
 def _without_curve(pacing: Pacing, target: Floats) -> Floats:

@@ -77,13 +77,14 @@ class Gate:
             self.dirty[page] = Position(*map(min, self.dirty[page], self.needs))
         return True
 
-    def passes_pages(self, kind: str, numbers: Ints) -> Bools:
-        """Return :meth:`passes` for each of these pages of a kind, which may repeat; (m,)."""
-        if len(numbers) == 0:
-            return np.zeros(0, np.bool_)
+    def passes_pages(self, kind: str, numbers: Ints) -> Bools | None:
+        """Return :meth:`passes` for each of these pages of a kind, which may repeat; (m,).
+
+        None where all pass, as they do except while a log is folded.
+        """
         answers = {number: self.passes((kind, number)) for number in set(numbers.tolist())}
         if all(answers.values()):
-            return np.ones(len(numbers), np.bool_)
+            return None
         return np.array([answers[number] for number in numbers.tolist()], np.bool_)
 
     def cuts(self, log: Literal["decisions", "outcomes"]) -> list[int]:

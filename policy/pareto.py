@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 
 from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState
-from policy.chance import uniforms
 from policy.extra import Scored
 from policy.extras import OPTIONS as EXTRA_OPTIONS
 from policy.extras import Extras
@@ -61,6 +60,33 @@ _EXTRA = 4
 class _Fit:
     reward: Solution
     length: Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Columns:
+    """What the catalog says of each arm, so that it is not asked at every batch.
+
+    Arrays are of shape (k,). ``rewards`` and ``lengths`` are what an operator expects beforehand.
+    """
+
+    priced: Bools
+    all_priced: bool
+    price_input: Floats
+    price_output: Floats
+    rewards: Sequence[float | None]
+    lengths: Sequence[float | None]
+
+    @classmethod
+    def of(cls, arms: Sequence[Arm]) -> _Columns:
+        prices = [arm.price for arm in arms]
+        return cls(
+            priced=np.array([price is not None for price in prices], np.bool_),
+            all_priced=None not in prices,
+            price_input=np.array([price.input if price else 0 for price in prices], np.float64),
+            price_output=np.array([price.output if price else 0 for price in prices], np.float64),
+            rewards=[arm.prior_reward for arm in arms],
+            lengths=[_log(arm) for arm in arms],
+        )
 
 
 class Pareto:
@@ -119,6 +145,7 @@ class Pareto:
         self._width = settings.dimensions + 1
         self._features = mark_of(settings.features)
         self._arms: tuple[Arm, ...] = ()
+        self._columns = _Columns.of(())
         self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
         self._extras = Extras(settings.options)
@@ -126,12 +153,14 @@ class Pareto:
             # Only then, because arms that are checkpointed together take more writing.
             self.spans_arms: Literal[True] = True
         self.in_batches = not self._extras
-        self._rewards = Solver(signal=numbers["signal"], noise=REWARD_NOISE)
-        self._lengths = Solver(signal=_LENGTH_SIGNAL, noise=LENGTH_NOISE)
+        self._solver = Solver(
+            signals=(numbers["signal"], _LENGTH_SIGNAL), noises=(REWARD_NOISE, LENGTH_NOISE)
+        )
 
     def set_arms(self, arms: tuple[Arm, ...]) -> None:
         """Take the arms of the catalog, in column order; what was learned of the others is kept."""
         self._arms = arms
+        self._columns = _Columns.of(arms)
         for arm in arms:
             self._state(arm.arm)
         self._fit = None
@@ -148,33 +177,37 @@ class Pareto:
             raise ValueError(f"features must be (n, {self._width}), not {contexts.features.shape}")
         fit = self._solved()
         features = contexts.features
-        priced = np.array([arm.price is not None for arm in self._arms], np.bool_)
-        open_arms: Bools = eligible & priced
+        priced, all_priced = self._columns.priced, self._columns.all_priced
+        open_arms: Bools = eligible if all_priced else eligible & priced
         reward = fit.reward.predict(features)
         if self._extras:
             reward = self._extras.shifted([arm.arm for arm in self._arms], reward)
-        reward = np.clip(reward, -0.2, 1.2)
+        reward = np.minimum(np.maximum(reward, -0.2), 1.2)
         cost = self._cost_usd(contexts, fit.length)
         charge = dual_price[:, None] * cost
         alpha = self._numbers["alpha"]
         width = alpha * fit.reward.deviation(features) if alpha > 0 else np.zeros_like(reward)
         drawn = self._thompson and alpha > 0
         score = self._adjusted(reward if drawn else reward + width, cost, charge, open_arms)
-        best_possible = self._adjusted(np.ones_like(reward), cost, charge, open_arms)
         shares = None
         if drawn:
             score, shares = thompson(score, width, open_arms, contexts.seeds)
-        score = np.where(priced, score, UNPRICED_SCORE)
+        if not all_priced:
+            score = np.where(priced, score, UNPRICED_SCORE)
+        forced: Sequence[Forced] = ()
+        if offered := self._offered():
+            best_possible = self._adjusted(np.ones_like(reward), cost, charge, open_arms)
+            forced = self._forced(offered, score, best_possible, open_arms)
         mixed = mix(
             score,
             shares,
             open_arms,
-            forced=self._forced(score, best_possible, open_arms),
+            forced=forced,
             epsilon=self._numbers["epsilon"],
-            draws=(uniforms(contexts.seeds, stream=0), uniforms(contexts.seeds, stream=1)),
+            seeds=contexts.seeds,
         )
         return Ranking(
-            reward=np.clip(reward, 0.0, 1.0),
+            reward=np.minimum(np.maximum(reward, 0.0), 1.0),
             cost_usd=cost,
             score=mixed.score,
             propensity=mixed.propensity,
@@ -202,13 +235,18 @@ class Pareto:
         state = self._state(lessons.arm)
         # By plain numbers: vector functions may round otherwise in another batch.
         weights = self._faded[np.minimum(lessons.age, _OLDEST)].tolist()
-        lengths = [*map(math.log1p, self._tokens(lessons).tolist())]
+        tokens = self._tokens(lessons)
+        lengths = [*map(math.log1p, tokens.tolist())]
         changed = False
-        for moments, values in ((state.reward, lessons.reward.tolist()), (state.length, lengths)):
-            rows = [row for row, value in enumerate(values) if value == value]
-            if len(rows) == len(values):
+        for moments, told, values in (
+            (state.reward, lessons.reward, lessons.reward.tolist()),
+            (state.length, tokens, lengths),
+        ):
+            known = told == told
+            if np.count_nonzero(known) == len(values):
                 changed |= moments.add(lessons.features, values, weights)
             else:
+                rows = known.nonzero()[0].tolist()
                 some = [values[row] for row in rows], [weights[row] for row in rows]
                 changed |= moments.add(lessons.features[rows], *some)
         if changed:
@@ -257,14 +295,15 @@ class Pareto:
 
     def _solved(self) -> _Fit:
         if self._fit is None:
-            moments = [self._state(arm.arm).moments() for arm in self._arms]
+            moments = [self._states[arm.arm].moments() for arm in self._arms]
             rewards, lengths = [pair[0] for pair in moments], [pair[1] for pair in moments]
-            given = [arm.prior_reward for arm in self._arms]
-            logs = [_log(arm) for arm in self._arms]
-            self._fit = _Fit(
-                reward=self._rewards.solve(rewards, prior=_prior(given, rewards, _REWARD_PRIOR)),
-                length=self._lengths.solve(lengths, prior=_prior(logs, lengths, _LENGTH_PRIOR)),
-            )
+            columns = self._columns
+            prior = [
+                _prior(columns.rewards, rewards, _REWARD_PRIOR),
+                _prior(columns.lengths, lengths, _LENGTH_PRIOR),
+            ]
+            reward, length = self._solver.solve((rewards, lengths), prior=np.array(prior))
+            self._fit = _Fit(reward=reward, length=length)
         return self._fit
 
     def _adjusted(
@@ -289,35 +328,42 @@ class Pareto:
         logs = lengths.predict(contexts.features) + np.minimum(lengths.variance, 2.0) / 2.0
         tokens = np.maximum(np.expm1(np.minimum(logs, _LOG_TOKENS_MAX)), 0.0)
         tokens = np.minimum(tokens, contexts.max_output_tokens[:, None])
-        prices = [arm.price for arm in self._arms]
-        price_in = np.array([price.input if price else 0 for price in prices], np.float64)
-        price_out = np.array([price.output if price else 0 for price in prices], np.float64)
-        cost = contexts.input_tokens[:, None] * price_in + tokens * price_out
+        columns = self._columns
+        cost = contexts.input_tokens[:, None] * columns.price_input + tokens * columns.price_output
         result: Floats = cost / (1_000.0 * NANO_PER_USD)
         return result
 
-    def _forced(self, score: Floats, best_possible: Floats, open_arms: Bools) -> Sequence[Forced]:
-        """Return the arms that are offered requests whatever their estimates say."""
-        experience = [self._states[arm.arm].experience() for arm in self._arms]
-        goals = [arm.explore for arm in self._arms]
-        missing = [max(goal - seen, 0) for goal, seen in zip(goals, experience, strict=True)]
-        new = sum(1 for count in missing if count)
-        best = np.where(open_arms, score, -np.inf).max(axis=1, initial=-np.inf)
-        forced = []
+    def _offered(self) -> list[tuple[int, int]]:
+        """Return the arms that are offered requests whatever their estimates say, by column.
+
+        With each is how many pulls it lacks yet; 0 for one whose reward was seen to drop.
+        """
+        offered = []
         for column, arm in enumerate(self._arms):
-            dropped = self._states[arm.arm].reward.dropped
-            if missing[column] or dropped:
-                share = self._numbers["force"] / new if missing[column] else self._numbers["probe"]
-                worth = open_arms[:, column] & (best_possible[:, column] > best)
-                forced.append(
-                    Forced(
-                        column=column,
-                        share=share,
-                        allowed=worth,
-                        count=missing[column] or len(score),
-                    )
-                )
-        return forced
+            state = self._states[arm.arm]
+            missing = 0
+            # Most arms have had enough pulls of this partition alone.
+            if state.pulls < arm.explore:
+                missing = max(arm.explore - state.experience(), 0)
+            if missing or state.reward.dropped:
+                offered.append((column, missing))
+        return offered
+
+    def _forced(
+        self, offered: Sequence[tuple[int, int]], score: Floats, best_possible: Floats,
+        open_arms: Bools,
+    ) -> Sequence[Forced]:  # fmt: skip
+        new = sum(1 for _, missing in offered if missing)
+        best = np.where(open_arms, score, -np.inf).max(axis=1, initial=-np.inf)
+        return [
+            Forced(
+                column=column,
+                share=self._numbers["force"] / new if missing else self._numbers["probe"],
+                allowed=open_arms[:, column] & (best_possible[:, column] > best),
+                count=missing or len(score),
+            )
+            for column, missing in offered
+        ]
 
     def _tokens(self, lessons: Lessons) -> Floats:
         """Return the output tokens: as reported, or from the cost at the price of the decision.
@@ -362,10 +408,10 @@ def _log(arm: Arm) -> float | None:
     return None if tokens is None else float(np.log1p(tokens))
 
 
-def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> Floats:
+def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> list[float]:
     """Return each arm's expected mean: as given, else that of all arms, else the default."""
-    weight = sum(float(matrix[-2, -2]) for matrix in moments)
-    total = sum(float(matrix[-2, -1]) for matrix in moments)
+    weight = sum([matrix.item(-2, -2) for matrix in moments])
+    total = sum([matrix.item(-2, -1) for matrix in moments])
     # The default counts as one observation, so that it gives way at once.
     mean = (total + default) / (weight + 1.0)
-    return np.array([mean if value is None else value for value in given], np.float64)
+    return [mean if value is None else value for value in given]

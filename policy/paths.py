@@ -41,6 +41,8 @@ class Pairs:
 
         Budgets keep their place, also those of which no pair is left.
         """
+        if first == 0 and last == len(self.starts) - 1:
+            return self
         part = slice(self.starts.item(first), self.starts.item(last))
         return Pairs(
             budgets=self.budgets,
@@ -103,18 +105,33 @@ class Paths:
 
     def pairs(self, numbers: Ints) -> Pairs:
         """Return the pairs of requests with these paths, shape (n,)."""
+        if len(numbers) == 1:
+            return _pairs_of_one(self._members[numbers.item()])
         depths = self._depth[numbers]
         starts = np.zeros(len(numbers) + 1, np.int64)
-        np.cumsum(depths, out=starts[1:])
-        members = self._matrix[numbers, : depths.max(initial=0)]
-        row, _ = valid = np.nonzero(members >= 0)
-        budget = members[valid].astype(np.int64)
+        depths.cumsum(out=starts[1:])
+        members = self._matrix[numbers]
+        budget = members[members >= 0].astype(np.int64)
+        row = np.arange(len(numbers)).repeat(depths)
         if len(budget) <= _FEW:
             budgets = np.array(sorted(set(budget.tolist())), np.int64)
-            place = np.searchsorted(budgets, budget)
+            place = budgets.searchsorted(budget)
         else:
             used = np.zeros(int(budget.max()) + 1, np.bool_)
             used[budget] = True
             budgets = np.flatnonzero(used)
-            place = (np.cumsum(used) - 1)[budget]
+            place = (used.cumsum() - 1)[budget]
         return Pairs(budgets=budgets, budget=budget, row=row, place=place, starts=starts)
+
+
+def _pairs_of_one(members: tuple[int, ...]) -> Pairs:
+    """Return the pairs of a single request: most batches of a quiet partition are of one."""
+    budget = np.array(members, np.int64)
+    budgets = np.array(sorted(members), np.int64)
+    return Pairs(
+        budgets=budgets,
+        budget=budget,
+        row=np.zeros(len(members), np.int64),
+        place=budgets.searchsorted(budget),
+        starts=np.array([0, len(members)]),
+    )

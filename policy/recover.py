@@ -20,6 +20,7 @@ from policy.money import Price
 from policy.outcomes import Arrival
 from policy.pages import PageKey, Position
 from policy.requests import Incoming, Requests
+from policy.reservations import blank_rows
 from policy.settle import Verdict, expire, release_parked
 from policy.state import State
 from policy.take import Taken, take
@@ -141,7 +142,7 @@ def _taken(state: State, batch: Sequence[Folded]) -> Taken:
         requests=Requests.of([c.request for c in choices], width=state.dimensions + 1),
         column=np.array([columns.get((c.arm, c.price), -1) for c in choices], np.int64),
         arms=[str(arm) for arm, _ in priced],
-        prices=[price for _, price in priced],
+        blank=blank_rows([price for _, price in priced]),
         explored=np.array([c.explored for c in choices], np.bool_),
         reserved_nanousd=np.array([c.reserved_nanousd for c in choices], np.int64),
         expected_nanousd=np.array([c.cost_nanousd for c in choices], np.int64),

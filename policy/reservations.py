@@ -8,14 +8,14 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policy.money import Price
 from policy.pages import Gate, PageKey
 from policy.paths import Paths
 from policy.terms import Bools, Floats, Ints
@@ -54,8 +54,27 @@ ROW_DTYPE = np.dtype(
 )
 
 
+_CLOSING = frozenset({"usage_offset", "expired_by"})
+"""Fields on which it depends whether a reservation is open."""
 _UNKNOWN_ROW = np.zeros(1, ROW_DTYPE)
 _UNKNOWN_ROW["arm"] = NONE
+
+
+def blank_rows(prices: Sequence[Price | None]) -> NDArray[Any]:
+    """Return a row for each of these prices, of which nothing else is known yet, shape (k + 1,).
+
+    The last is that of a rejection.
+    """
+    rows = np.zeros(len(prices) + 1, ROW_DTYPE)
+    rows["used"] = 1
+    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by", "price_cached"):
+        rows[name] = NONE
+    for row, price in enumerate(prices):
+        if price is not None:
+            rows["price_version"][row], rows["price_input"][row] = price.version, price.input
+            rows["price_output"][row] = price.output
+            rows["price_cached"][row] = NONE if price.cached is None else price.cached
+    return rows
 
 
 class Row(NamedTuple):
@@ -141,8 +160,12 @@ class Reservations:
 
         At a negative offset, of a decision that is not known, is a row of an arm ``NONE``.
         """
+        parts = _by_segment(offsets)
+        if len(parts) == 1 and parts[0][0] >= 0:
+            number = parts[0][0]
+            return self._rows[number][offsets - number * SEGMENT]
         found = np.empty(len(offsets), ROW_DTYPE)
-        for number, part in _by_segment(offsets):
+        for number, part in parts:
             if number >= 0:
                 found[part] = self._rows[number][offsets[part] - number * SEGMENT]
             else:
@@ -204,10 +227,12 @@ class Reservations:
             if not self._gate.passes(("reservation", number)):
                 continue
             rows, places = self._rows[number], offsets[part] - number * SEGMENT
-            before = np.count_nonzero(is_open(rows[places]))
+            counts = not _CLOSING.isdisjoint(fields)
+            before = _count_open(rows, places) if counts else 0
             for name, value in fields.items():
                 rows[name][places] = value if isinstance(value, int) else value[part]
-            self.open_count += int(np.count_nonzero(is_open(rows[places])) - before)
+            if counts:
+                self.open_count += _count_open(rows, places) - before
 
     @property
     def alarm_ms(self) -> int:
@@ -325,19 +350,24 @@ def is_open(rows: NDArray[Any]) -> Bools:
     return result
 
 
-def _by_segment(offsets: Ints) -> Iterator[tuple[int, Any]]:
-    """Yield the segments of these offsets, each with a slice or the indices of its own."""
-    if len(offsets) <= 1:
-        yield from ((offset // SEGMENT, slice(0, 1)) for offset in offsets.tolist())
-        return
+def _count_open(rows: NDArray[Any], places: Ints) -> int:
+    """Return how many of these rows are open; without copying the rows."""
+    spent = (rows["usage_offset"][places] != NONE) | (rows["expired_by"][places] != NONE)
+    return int(np.count_nonzero((rows["arm"][places] != NONE) & ~spent))
+
+
+def _by_segment(offsets: Ints) -> list[tuple[int, Any]]:
+    """Return the segments of these offsets, each with a slice or the indices of its own."""
     numbers = offsets // SEGMENT
-    if (numbers[1:] < numbers[:-1]).any():
-        for number in sorted(set(numbers.tolist())):
-            yield number, np.flatnonzero(numbers == number)
-        return
-    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(offsets)]
-    for start, end in pairwise(edges):
-        yield numbers.item(start), slice(start, end)
+    found = sorted(set(numbers.tolist()))
+    if len(found) == 1:
+        return [(found[0], slice(0, len(offsets)))]
+    order = [(number, (numbers == number).nonzero()[0]) for number in found]
+    # Slices where they lie together, because decisions' ids are sliced as well.
+    return [
+        (number, slice(at.item(0), at.item(-1) + 1) if at[-1] - at[0] + 1 == len(at) else at)
+        for number, at in order
+    ]
 
 
 def _used_before(rows: NDArray[Any] | None, end: int) -> Ints:

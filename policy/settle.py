@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from policy.acceptance import PARK_MS, is_accepted
 from policy.effects import apply, spend_expired
 from policy.outcomes import UNKNOWN, Arrival, Arrivals
+from policy.paths import Pairs
 from policy.reservations import NONE
 from policy.state import State
 from policy.terms import Bools, Ints
@@ -58,11 +59,11 @@ def settle_all(state: State, arrivals: Arrivals) -> list[Verdict]:
         if expire(state, clock.item(start), cause=2 * offset):
             known = _Known.of(state, arrivals)
         if known.plain[start]:
-            end = _end_of_run(state, arrivals, known, clock, start, cuts)
-            rows = slice(start, end)
+            end, pairs = _end_of_run(state, arrivals, known, clock, start, cuts)
+            rows, part = slice(start, end), arrivals.between(start, end)
             apply(
-                state, arrivals.between(start, end), known.decision[rows], known.rows[rows],
-                usage=arrivals.has_usage[rows], reward=arrivals.has_reward[rows],
+                state, part, known.decision[rows], known.rows[rows], pairs=pairs,
+                usage=part.has_usage, reward=part.has_reward,
             )  # fmt: skip
             verdicts += [APPLIED] * (end - start)
         else:
@@ -80,7 +81,7 @@ def settle_all(state: State, arrivals: Arrivals) -> list[Verdict]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Known:
-    """What is known of the decisions of outcomes, shape (n,); -1 where there is none.
+    """What is known of the decisions of outcomes, shape (n,); -1 where there is none yet.
 
     ``plain`` is where an outcome takes effect whole.
     """
@@ -91,55 +92,64 @@ class _Known:
 
     @classmethod
     def of(cls, state: State, arrivals: Arrivals) -> _Known:
-        found = state.reservations.find_all(arrivals.ids)
-        decision = np.array([UNKNOWN if o is None else o for o in found], np.int64)
+        found, before = state.reservations.find_all(arrivals.ids), state.gate.position.decisions
         # While a log is folded a row may be there before its decision's turn has come.
-        plain = (decision != UNKNOWN) & (decision < state.gate.position.decisions)
-        rows = state.reservations.rows(np.where(plain, decision, UNKNOWN))
-        plain &= (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
-        parts = ((arrivals.has_usage, "usage_offset"), (arrivals.has_reward, "reward_offset"))
-        for present, column in parts:
+        known = [UNKNOWN if o is None or o >= before else o for o in found]
+        decision = np.array(known, np.int64)
+        rows = state.reservations.rows(decision)
+        usage, reward = arrivals.has_usage, arrivals.has_reward
+        # An unknown decision has no arm.
+        plain = (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
+        once = len(set(known)) == len(known)
+        for present, column in ((usage, "usage_offset"), (reward, "reward_offset")):
             first = (rows[column] == NONE) | (rows[column] == arrivals.offsets)
-            plain &= ~present | (first & _first_of_each(decision, present))
-        plain &= arrivals.has_usage | (arrivals.has_reward & ~arrivals.error)
+            if not once:
+                first &= _first_of_each(decision, present)
+            plain &= ~present | first
+        plain &= usage | (reward & ~arrivals.error)
         return cls(decision=decision, rows=rows, plain=plain)
 
 
 def _first_of_each(decision: Ints, present: Bools) -> Bools:
     """Return False where an earlier row of the same decision has the part as well."""
-    places = np.flatnonzero(present)
-    numbers = decision[places].tolist()
+    places = present.nonzero()[0].tolist()
     result = np.ones(len(decision), np.bool_)
-    if len(set(numbers)) < len(numbers):
-        seen: set[int] = set()
-        for place, number in zip(places.tolist(), numbers, strict=True):
-            result[place] = number not in seen
-            seen.add(number)
+    seen: set[int] = set()
+    for place in places:
+        number = decision.item(place)
+        result[place] = number not in seen
+        seen.add(number)
     return result
 
 
 def _end_of_run(
     state: State, arrivals: Arrivals, known: _Known, clock: Ints, start: int, cuts: Sequence[int]
-) -> int:
+) -> tuple[int, Pairs]:
     """Return the row before which something else happens than outcomes taking effect.
 
     That is an outcome that is not plain, an expiry, a new window, or the end of what some page
-    contains. The windows of the first row's budgets are rolled if it settles.
+    contains. The windows of the first row's budgets are rolled if it settles. The pairs are of the
+    run's rows, counted from its start, as far as they settle.
     """
     clocks, offsets, end = clock[start:], arrivals.offsets, len(arrivals)
     alarm_ms = max(state.reservations.alarm_ms, clock.item(start))
     if end > start + 1:
-        end = start + min(_first(~known.plain[start:]), _first(clocks > alarm_ms))
+        # The clock never goes back.
+        quiet = int(clocks.searchsorted(alarm_ms, side="right"))
+        end = start + min(_first(~known.plain[start:]), quiet)
         causes = [cause // 2 for cause in state.redo if cause % 2 == 0]
         for limit in (*cuts, *causes):
             if limit > offsets[start]:
                 end = min(end, int(np.searchsorted(offsets, limit)))
     # A reward alone touches no budget, so it does not begin a window either.
-    paths = np.where(arrivals.has_usage, known.rows["budgets"], 0)[start:end].astype(np.int64)
+    paths = (arrivals.has_usage[start:end] * known.rows["budgets"][start:end]).astype(np.int64)
     pairs = state.budgets.paths.pairs(paths)
     state.budgets.roll(pairs.budget[: pairs.starts[1]], clock.item(start))
     ended = state.budgets.ended(pairs.budget, clocks[pairs.row])
-    return start + int(pairs.row[ended].min(initial=end - start))
+    if np.count_nonzero(ended):
+        end = start + pairs.row.item(ended.argmax())
+        pairs = pairs.between(0, end - start)
+    return end, pairs
 
 
 def _first(stop: Bools) -> int:
@@ -237,7 +247,7 @@ def _settle_one(state: State, arrival: Arrival) -> Verdict:
             # A fold rolls where the log's time says so, wherever the live state rolled before.
             state.budgets.roll(pairs.budgets, state.clock_ms)
         apply(
-            state, Arrivals.of([arrival]), at, state.reservations.rows(at),
+            state, Arrivals.of([arrival]), at, state.reservations.rows(at), pairs=pairs,
             usage=np.array(new[:1]), reward=np.array(new[1:2]), error_offset=new[2],
         )  # fmt: skip
     # A part in conflict is refused alone: the other part of the same record still counts.

@@ -9,6 +9,7 @@ and of the arms, so it is estimated (empirical Bayes) instead of being a setting
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,23 +19,27 @@ _RANGE = 64.0
 """The expected penalty may be weakened or strengthened by so many times."""
 
 
-def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: float) -> float:
+def own_strengths(
+    matrices: Floats, slopes: Floats, *, expected: Sequence[float], noises: Sequence[float]
+) -> list[float]:
     """Return the ridge penalty that draws each arm's slopes to the shared ones.
+
+    Of ``g`` quantities that are learned of the same arms, each by itself.
 
     Parameters
     ----------
-    matrices : ndarray, shape (k, d + 1, d + 1)
+    matrices : ndarray, shape (g, k, d + 1, d + 1)
         Moments of features, constant and value of each arm (:mod:`policy.moments`).
-    slopes : ndarray, shape (d - 1,)
+    slopes : ndarray, shape (g, d - 1)
         Shared by the arms.
-    expected : float
+    expected : sequence of g floats
         The penalty that is expected beforehand.
-    noise : float
+    noises : sequence of g floats
         Standard deviation that is assumed beforehand, as strong as five observations.
 
     Returns
     -------
-    float
+    list of g floats
         Rounded to half a power of two, so that it stays the same while outcomes come in.
 
     Notes
@@ -52,28 +57,37 @@ def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: fl
 
     >>> rng = np.random.default_rng(0)
     >>> z = np.column_stack([rng.normal(size=(400, 4)), np.ones(400), rng.normal(size=400)])
-    >>> own_strength(np.stack([z.T @ z] * 2), np.zeros(4), expected=8.0, noise=1.0) > 8.0
+    >>> moments = np.stack([z.T @ z] * 2)[None]
+    >>> own_strengths(moments, np.zeros((1, 4)), expected=[8.0], noises=[1.0])[0] > 8.0
     True
     """
-    last = matrices.shape[1] - 2
+    last = matrices.shape[2] - 2
     if last == 0:
-        return expected
-    weight = matrices[:, last, last]
+        return list(expected)
+    weight = matrices[..., last, last]
     safe = np.maximum(weight, 1e-12)
-    products = matrices[:, :last, :last]
-    sums, total = matrices[:, last, :last], matrices[:, last, -1]
+    products = matrices[..., :last, :last]
+    sums, total = matrices[..., last, :last], matrices[..., last, -1]
+    column = slopes[..., None]
     # Centred moments, without making the centred matrices.
-    lengths = np.einsum("kd,kd->k", sums, sums)
-    turned = np.einsum("kij,kj->ki", products, sums)
-    trace = np.einsum("kii->k", products) - lengths / safe
-    squares = np.einsum("kij,kij->k", products, products)
-    squares += (lengths / safe) ** 2 - 2.0 * np.einsum("kd,kd->k", turned, sums) / safe
-    crossed = matrices[:, :last, -1] - sums * (total / safe)[:, None]
-    fitted = products @ slopes - sums * (sums @ slopes / safe)[:, None]
-    errors = matrices[:, -1, -1] - total**2 / safe - (2.0 * crossed - fitted) @ slopes
-    variance = (float(errors.sum()) + 5.0 * noise**2) / (float(weight.sum()) + 5.0)
-    excess = float((np.sum((crossed - fitted) ** 2, axis=1) / variance - trace).sum())
-    spread = max(float(squares.sum()), 1e-300)
+    lengths = np.einsum("gkd,gkd->gk", sums, sums)
+    turned = np.einsum("gkij,gkj->gki", products, sums)
+    trace = np.einsum("gkii->gk", products) - lengths / safe
+    squares = np.einsum("gkij,gkij->gk", products, products)
+    squares += (lengths / safe) ** 2 - 2.0 * np.einsum("gkd,gkd->gk", turned, sums) / safe
+    crossed = matrices[..., :last, -1] - sums * (total / safe)[..., None]
+    fitted = (products @ column[:, None])[..., 0]
+    fitted -= sums * ((sums @ column)[..., 0] / safe)[..., None]
+    errors = matrices[..., -1, -1] - total**2 / safe - ((2.0 * crossed - fitted) @ column)[..., 0]
+    assumed = np.array([5.0 * noise**2 for noise in noises])
+    variance = (errors.sum(axis=1) + assumed) / (weight.sum(axis=1) + 5.0)
+    misses = ((crossed - fitted) ** 2).sum(axis=2)
+    excesses = (misses / variance[:, None] - trace).sum(axis=1).tolist()
+    found = zip(excesses, squares.sum(axis=1).tolist(), expected, strict=True)
+    return [_strength(excess, max(spread, 1e-300), guess) for excess, spread, guess in found]
+
+
+def _strength(excess: float, spread: float, expected: float) -> float:
     # In units of the expected ratio, which is 1 with variance 1.
     trust = spread / (spread + 2.0 * expected**2)
     ratio = trust * (excess * expected / spread) + 1.0 - trust

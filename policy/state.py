@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policy.arm_columns import ArmColumns
 from policy.budgets import Budgets
 from policy.catalog import Catalog
 from policy.curve import SpendCurve, spend_curve
@@ -25,7 +26,6 @@ from policy.requests import Incoming
 from policy.reservations import Reservations
 from policy.terms import (
     BatchPolicy,
-    Bools,
     Contexts,
     Floats,
     Ints,
@@ -95,9 +95,7 @@ class State:
         self.budgets.set_catalog(catalog)
         self.policy.set_arms(catalog.arms)
         self.prices: list[Price | None] = [arm.price for arm in catalog.arms]
-        self.routable: Bools = np.array(
-            [arm.deployed and arm.price is not None for arm in catalog.arms], np.bool_
-        )
+        self.columns = ArmColumns.of(catalog.arms)
         self.curve = None
         self.freed.update(self.deferred)
 
@@ -128,7 +126,7 @@ class State:
         if not self.gate.passes(("ring", "")):
             return
         count, last = len(features), slice(-RING, None)
-        at = (self._ring_count + np.arange(count)[last]) % RING
+        at = np.arange(self._ring_count, self._ring_count + count)[last] % RING
         self._ring_features[at] = features[last]
         self._ring_tokens[at, 0] = input_tokens[last]
         self._ring_tokens[at, 1] = max_output_tokens[last]
@@ -140,7 +138,8 @@ class State:
         every = min(max(position // 8, CURVE_EVERY), CURVE_EVERY_MOST)
         if self.curve is not None and position - self.curve_at < every:
             return
-        if not self.routable.any():
+        routable = self.columns.routable
+        if not routable.any():
             return
         kept = min(self._ring_count, RING)
         features: Floats = self._ring_features[:kept].astype(np.float64)
@@ -155,7 +154,7 @@ class State:
             max_output_tokens=np.ascontiguousarray(tokens[:, 1]),
             seeds=np.zeros(len(tokens), np.uint64),
         )
-        eligible = np.broadcast_to(self.routable, (len(tokens), len(self.routable)))
+        eligible = np.broadcast_to(routable, (len(tokens), len(routable)))
         ranking = self.policy.rank(
             contexts, dual_price=np.zeros(len(tokens)), eligible=np.ascontiguousarray(eligible)
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from policy.money import Price
 from policy.paths import Pairs
 from policy.requests import Requests
-from policy.reservations import NONE, ROW_DTYPE
+from policy.reservations import NONE
 from policy.state import State
 from policy.terms import Bools, Floats, Ints
 
@@ -25,9 +26,12 @@ class Taken:
         Where the decisions lie, ascending.
     requests : Requests
     column : ndarray of int64, shape (n,)
-        Index into ``arms`` and ``prices``; -1 for a rejection.
+        Index into ``arms`` and ``blank``; -1 for a rejection.
+    blank : structured ndarray, shape (k + 1,)
+        The rows of :func:`policy.reservations.blank_rows`.
     explored : ndarray of bool, shape (n,)
-    reserved_nanousd, expected_nanousd, expires_ms : ndarray of int64, shape (n,)
+    reserved_nanousd, expected_nanousd : ndarray of int64, shape (n,)
+    expires_ms : ndarray of int64, shape (n,), or int for all
     pairs : Pairs
         Of the paths on which the decisions hold money.
     paths : ndarray of int64, shape (n,)
@@ -41,11 +45,11 @@ class Taken:
     requests: Requests
     column: Ints
     arms: Sequence[str]
-    prices: Sequence[Price | None]
+    blank: NDArray[Any]
     explored: Bools
     reserved_nanousd: Ints
     expected_nanousd: Ints
-    expires_ms: Ints
+    expires_ms: Ints | int
     pairs: Pairs
     paths: Ints
     dual_price: Floats
@@ -74,37 +78,32 @@ def take(state: State, taken: Taken) -> None:
 
 def _remember(state: State, taken: Taken) -> None:
     remembered, requests = state.reservations, taken.requests
-    rows = np.zeros(len(requests), ROW_DTYPE)
     # The last entry is that of a rejection, whose column is -1. Names are numbered as they come.
     numbers = [NONE] * (len(taken.arms) + 1)
     for column in dict.fromkeys(taken.column.tolist()):
         if column >= 0:
             numbers[column] = remembered.arms.number(taken.arms[column])
-    rows["used"] = 1
-    rows["explored"] = taken.explored
+    rows = taken.blank[taken.column]
     rows["arm"] = np.array(numbers)[taken.column]
-    rows["segment"] = [remembered.segments.number(name) for name in requests.segments]
+    rows["decided_ms"] = taken.now_ms
+    rows["explored"] = taken.explored
+    rows["segment"] = _segments(state, requests.segments)
     rows["budgets"] = taken.paths
     rows["input_tokens"] = requests.input_tokens
     rows["id"] = np.frombuffer(b"".join(requests.ids), "V16")
     rows["request_print"] = requests.request_prints
-    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by"):
-        rows[name] = NONE
     rows["reserved"] = taken.reserved_nanousd
     rows["expected"] = taken.expected_nanousd
-    rows["decided_ms"] = taken.now_ms
     rows["expires_ms"] = taken.expires_ms
-    pinned = [_pinned(price) for price in taken.prices]
-    prices = np.array([*pinned, _pinned(None)], np.int64)[taken.column]
-    for place, name in enumerate(("version", "input", "output", "cached")):
-        rows[f"price_{name}"] = prices[:, place]
     remembered.add(taken.offsets, rows, requests.ids, requests.features)
 
 
-def _pinned(price: Price | None) -> tuple[int, int, int, int]:
-    if price is None:
-        return 0, 0, 0, NONE
-    return price.version, price.input, price.output, NONE if price.cached is None else price.cached
+def _segments(state: State, names: Sequence[str]) -> int | list[int]:
+    """Return the number of each name; one for all if there is but one."""
+    numbers = {name: state.reservations.segments.number(name) for name in dict.fromkeys(names)}
+    if len(numbers) == 1:
+        return next(iter(numbers.values()))
+    return [numbers[name] for name in names]
 
 
 def _tell_policy(state: State, taken: Taken) -> None:

@@ -8,7 +8,7 @@ young enough at the reader's time; nothing needs a timer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,25 +70,29 @@ class RewardWindows:
         if not self._gate.passes(("window", f"{arm} {segment}")):
             return
         window = self._windows.setdefault((arm, segment), {})
-        numbers = at_ms // PANE_MS
-        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-        for start, end in pairwise(edges):
-            pane = _pane(window, numbers.item(start))
+        # Plain numbers: there are few of one window in a batch, and arrays cost more to begin.
+        costs, latencies = cost_nanousd.tolist(), latency_ms.tolist()
+        rewards, errors = reward.tolist(), error.tolist()
+        end = 0
+        for number, same in groupby((at_ms // PANE_MS).tolist()):
+            part = slice(end, end + sum(1 for _ in same))
+            end = part.stop
+            pane = _pane(window, number)
             if pane is None:
                 continue
-            part = slice(start, end)
-            cost, latency, rewards = cost_nanousd[part], latency_ms[part], reward[part]
-            cost, latency = cost[cost >= 0], latency[latency >= 0]
-            rewards = rewards[~np.isnan(rewards)]
-            pane[_ERRORS] += int(error[part].sum())
+            cost = [value for value in costs[part] if value >= 0]
+            latency = [value for value in latencies[part] if value >= 0]
+            known = [value for value in rewards[part] if value == value]
+            pane[_ERRORS] += sum(errors[part])
             pane[_CALLS] += len(cost)
             # For looking at, not for money: absurd bills must not pass what a page can hold.
-            pane[_COST] = min(pane[_COST] + sum(cost.tolist()), INT64_MAX)
+            pane[_COST] = min(pane[_COST] + sum(cost), INT64_MAX)
             pane[_LATENCIES] += len(latency)
-            pane[_LATENCY] += int(latency.sum())
-            pane[_REWARDS] += len(rewards)
+            pane[_LATENCY] += sum(latency)
+            pane[_REWARDS] += len(known)
             # One by one, in order: the sum must not depend on how outcomes were batched.
-            pane[_REWARD] = np.cumsum([pane[_REWARD], *rewards.tolist()]).item(-1)
+            for value in known:
+                pane[_REWARD] += value
 
     def read(self, arm: str, *, now_ms: int, segment: str | None = None) -> WindowSum:
         """Return the sums over the window that ends at ``now_ms``; all segments if None."""

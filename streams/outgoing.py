@@ -15,7 +15,7 @@ from msgspec import NODEFAULT
 
 from policy.choices import Choices
 from policy.decide import Decided
-from policy.eligibility import WHY_NOT
+from policy.why_not import WHY_NOT
 from streams.records import Candidates, Decision, PriceTag, Seen, Waiting, fields_of
 
 _FIELDS = msgspec.structs.fields(Decision)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from policy.catalog import BudgetSpec, Catalog
 from policy.decide import decide
-from policy.eligibility import WHY_NOT
 from policy.money import Price, bound_nanousd, call_cost_nanousd
 from policy.outcomes import Arrival
 from policy.registry import POLICIES
 from policy.settle import settle
 from policy.state import Limits, State
 from policy.terms import Arm, Settings
+from policy.why_not import WHY_NOT
 from tests.core_machine import DIMENSIONS, Machine, MeanPolicy, catalog, digest, incoming
 
 NOW = 1_700_000_000_000

@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 
 from policy.linear import Solution, Solver
 from policy.moments import BLOCK, Moments
-from policy.shrinkage import own_strength
+from policy.shrinkage import own_strengths
 from policy.terms import Floats
 
 WIDTH = 5
 
 
 def solve(matrices: Floats, *, prior: Floats, noise: float) -> Solution:
-    return Solver(signal=0.1, noise=noise).solve(list(matrices), prior=prior)
+    return solver(noise).solve([list(matrices)], prior=prior[None])[0]
+
+
+def solver(noise: float) -> Solver:
+    return Solver(signals=[0.1], noises=[noise])
+
+
+def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: float) -> float:
+    found = own_strengths(matrices[None], slopes[None], expected=[expected], noises=[noise])
+    return found[0]
 
 
 def add(moments: Moments, x: Floats, y: float, weight: float = 1.0) -> bool:
@@ -206,13 +215,13 @@ def test_blocks_grow_and_nothing_waits_longer_than_one() -> None:
 def test_kept_inverses_change_nothing() -> None:
     rng = np.random.default_rng(2)
     arms = [new(), new(), new()]
-    kept = Solver(signal=0.1, noise=0.2)
+    kept = solver(0.2)
     for step in range(300):
         x = np.append(rng.normal(size=WIDTH - 1) * (1 + step / 100), 1.0)
         add(arms[int(rng.integers(3))], x, float(rng.normal()))
         moments = [arm.matrix for arm in arms]
-        found = kept.solve(moments, prior=np.zeros(3))
-        fresh = Solver(signal=0.1, noise=0.2).solve(moments, prior=np.zeros(3))
+        found = kept.solve([moments], prior=np.zeros((1, 3)))[0]
+        fresh = solver(0.2).solve([moments], prior=np.zeros((1, 3)))[0]
         assert found.theta.tobytes() == fresh.theta.tobytes()
         assert found.inverses.tobytes() == fresh.inverses.tobytes()
 
