@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 Headers = Sequence[tuple[str, bytes]]
 BATCH_BYTES = 1 << 19
 WIRE_TURNS = 6
-"""Turns of the event loop from :meth:`Outbox.send` to the socket: the queue here, the accumulator,
-the sender's wait, the sender, the connection; and one to spare."""
+"""Turns of the event loop from :meth:`Outbox.send` to the socket: our queue, the accumulator, the
+sender and its request; four are enough, two are to spare."""
 
 
 class OverlapError(Exception):

@@ -29,11 +29,11 @@ The life of a partition, in this order
     2. Reading is set to the committed offsets (the start, where none was committed).
     3. ``on_assigned(partitions)`` with the topic partitions, all that this worker has from now on.
        It may read and write tables. It may return offsets from which to read instead.
-    4. Records flow. An agent works on one batch of a partition at a time; what is fetched
-       meanwhile waits and is its next one, of at most ``broker_max_poll_records``. A partition of
-       which so many wait is not fetched from. Every
-       ``broker_commit_interval`` (1 s) ``commit_positions(tp)`` is asked for each partition of a
-       batch topic, and exactly that offset is committed if it is higher than the last; None
+    4. Records flow. An agent works on one batch of one partition at a time; what is fetched
+       meanwhile waits. Its next batch is all that waits of the partition that has waited longest,
+       at most ``broker_max_poll_records``. A partition of which so many wait is not fetched from.
+       Every ``broker_commit_interval`` (1 s) ``commit_positions(tp)`` is asked for each partition
+       of a batch topic, and exactly that offset is committed if it is higher than the last; None
        commits nothing. Unset, it is the end of the last batch that the agent finished.
     5. On every rebalance (all partitions, also those that come back) and on stop: fetching stops,
        queues are emptied, the agents finish the batches that they have begun (at most
