@@ -5,23 +5,20 @@ Records are read a batch at a time and into columns; one that is wrong is left o
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policy.catalog import Catalog
 from policy.chance import scramble
 from policy.outcomes import UNKNOWN, Arrivals
 from policy.requests import Constraints, Incoming, Requests
-from policy.terms import Bools, Ints
+from policy.terms import Ints
 from streams.bulk import decode_outcomes, decode_requests
+from streams.features import FEATURE_MAX, Encode, Features
 from streams.records import (
     BadRecordError,
     Outcome,
@@ -29,10 +26,6 @@ from streams.records import (
     request_digest,
     request_digests,
 )
-
-Encode = Callable[[Sequence[str]], NDArray[Any]]
-FEATURE_MAX = 1e6
-"""Largest absolute value of a feature: beyond it sums of squares lose their digits."""
 
 
 class Raw(NamedTuple):
@@ -63,7 +56,7 @@ class Intake:
         places: list[int] = []
         read: list[Request] = []
         roots: list[str] = []
-        features = _Features(self.catalog.settings.dimensions, self.encode, known)
+        features = Features(self.catalog.settings.dimensions, self.encode, known)
         budgets = self.catalog.budgets
         root_of: dict[tuple[bytes | None, str], str] = {}
         decoded = decode_requests([record.value for record in records])
@@ -157,77 +150,6 @@ class Intake:
         return _arrivals(kept, read, ids), refused
 
 
-@dataclass(slots=True)
-class _Features:
-    """Gathers the features of requests, of each kind together."""
-
-    wanted: int
-    encode: Encode | None
-    known: bool
-    _size: int = 0
-    _rows: list[int] = field(default_factory=list)
-    _numbers: list[Sequence[float]] = field(default_factory=list)
-    _packed: list[tuple[int, bytes]] = field(default_factory=list)
-    _prompts: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, request: Request) -> None:
-        """Check one request's features and keep them for its row."""
-        prompt, numbers, packed = request.prompt, request.features, request.features_b64
-        if (prompt is None) + (numbers is None) + (packed is None) != 2:
-            raise BadRecordError("features", "give one of prompt, features, features_b64")
-        if numbers is not None:
-            if len(numbers) == self.wanted or self._fits(len(numbers)):
-                self._rows.append(self._size)
-                self._numbers.append(numbers)
-        elif prompt is not None:
-            self._add_prompt(prompt)
-        else:
-            raw = _from_base64(packed or "")
-            if self._fits(len(raw) // 4):
-                self._packed.append((self._size, raw))
-        self._size += 1
-
-    def _add_prompt(self, prompt: str) -> None:
-        if "\0" in prompt:
-            raise BadRecordError("nul", "the prompt contains a NUL character")
-        if self.encode is None:
-            raise BadRecordError("features", "a prompt, but the catalog's encoder is none")
-        self._prompts.append((self._size, prompt))
-
-    def _fits(self, length: int) -> bool:
-        if length != self.wanted and not self.known:
-            raise BadRecordError("feature_length", f"{length} features, not {self.wanted}")
-        # Decided when the policy had other features: its outcome teaches nothing.
-        return length == self.wanted
-
-    def matrix(self) -> tuple[NDArray[np.float32], Bools]:
-        """Return the features with the constant, shape (n, d), and which rows are in range."""
-        matrix = np.zeros((self._size, self.wanted + 1), np.float32)
-        matrix[:, -1] = 1.0
-        with np.errstate(over="ignore"):
-            if self._numbers:
-                flat = np.fromiter(chain.from_iterable(self._numbers), np.float64)
-                matrix[self._rows, :-1] = flat.reshape(len(self._rows), -1)
-            if self._packed:
-                rows, packed = zip(*self._packed, strict=True)
-                matrix[list(rows), :-1] = np.frombuffer(b"".join(packed), "<f4").reshape(
-                    len(rows), -1
-                )
-            if self._prompts and self.encode is not None:
-                rows, prompts = zip(*self._prompts, strict=True)
-                matrix[list(rows), :-1] = self._encoded(self.encode(prompts))
-        # False for what is not a number, too.
-        finite: Bools = np.logical_and.reduce(np.abs(matrix) <= FEATURE_MAX, axis=1)
-        return matrix, finite
-
-    def _encoded(self, features: NDArray[Any]) -> NDArray[Any]:
-        if features.shape[1] == self.wanted:
-            return features
-        if self.known:
-            return np.zeros((len(features), self.wanted))
-        raise ValueError(f"the encoder gives {features.shape[1]} features, not {self.wanted}")
-
-
 def _constraints(requests: Sequence[Request]) -> dict[int, Constraints]:
     return {
         row: Constraints(
@@ -311,13 +233,3 @@ def _checked_root(key: bytes | None, budget: str) -> str:
     if key != root.encode():
         raise BadRecordError("wrong_key", f"the record's key is not the budget's root {root!r}")
     return root
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadRecordError("features", "features_b64 is not base64") from None
-    if len(raw) % 4:
-        raise BadRecordError("features", f"features_b64 holds {len(raw)} bytes, not float32")
-    return raw

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -15,10 +15,8 @@ from aiokafka import AIOKafkaProducer
 
 from policy.acceptance import PARK_MS
 from policy.catalog import Catalog
-from policy.choices import Choice
-from policy.money import Price
 from policy.pages import PageKey
-from policy.recover import Folded, PageError, finish, fold_decisions, load, needed
+from policy.recover import PageError, finish, fold_decisions, load, needed
 from policy.registry import make_policy
 from policy.requests import Incoming
 from policy.settle import APPLIED
@@ -28,6 +26,7 @@ from streams.catalog_log import CatalogView, read_view
 from streams.checkpoints import FORMAT, POSITION_KEY, Kept, read_position, whole_pages
 from streams.failpoints import pass_point
 from streams.faust_batches import CheckpointTable
+from streams.folding import batch_of, folded_decisions
 from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader
@@ -176,8 +175,8 @@ class Opener:
             decisions = await self._decisions(number, start, until)
             # A batch is folded as a whole: one that is cut off waits for the next part.
             if until < end and decisions:
-                last = _batch_of(decisions[-1])
-                whole = [d for d in decisions if _batch_of(d) != last]
+                last = batch_of(decisions[-1])
+                whole = [d for d in decisions if batch_of(d) != last]
                 decisions = whole or await self._decisions(number, start, end)
                 until = decisions[-1][0] + 1 if whole else end
             older = [d for _, d in decisions if d.offsets.catalog < self.follower.catalog.offset]
@@ -188,7 +187,7 @@ class Opener:
             requests = await self._requests(state.catalog, number, [d for _, d in decisions])
             last_seen = max((d.offsets.outcomes for _, d in decisions), default=0)
             outcomes = await self._outcomes(state, number, last_seen)
-            for _, batch in groupby(decisions, key=_batch_of):
+            for _, batch in groupby(decisions, key=batch_of):
                 await self._fold_batch(state, letters, list(batch), requests, outcomes, catalogs)
             # What could not be read had no effect, but has its place.
             state.gate.advance("decisions", until)
@@ -273,46 +272,3 @@ class Opener:
         ):
             found |= intake.accepted([record for record in records if record.offset in wanted])
         return found
-
-
-def _batch_of(placed: tuple[int, Decision]) -> tuple[int, int, int]:
-    decision = placed[1]
-    return decision.offsets.batch, decision.decided_ms, decision.offsets.decisions
-
-
-def folded_decisions(
-    batch: Sequence[tuple[int, Decision]], requests: Mapping[int, Incoming]
-) -> Iterator[Folded]:
-    """Yield decisions as ``policy.recover`` takes them; ``requests`` by their offsets."""
-    for offset, decision in batch:
-        price: Price | None = None
-        if decision.price is not None:
-            tag = decision.price
-            price = Price(
-                version=tag.version, input=tag.input, output=tag.output, cached=tag.cached
-            )
-        request = requests[decision.offsets.request]
-        # As it was counted then, whichever segments the catalog names now.
-        request.segment = decision.segment
-        choice = Choice(
-            request=request,
-            row=0,
-            arm=decision.arm,
-            rejected=decision.rejected,
-            max_output_tokens=decision.max_output_tokens,
-            reserved_nanousd=decision.reserved_nanousd,
-            price=price,
-            reward=decision.reward,
-            cost_nanousd=decision.cost_nanousd,
-            propensity=decision.propensity,
-            explored=decision.explored,
-            budgets=[msgspec.structs.astuple(position) for position in decision.budgets],
-        )
-        yield Folded(
-            offset=offset,
-            choice=choice,
-            batch=decision.offsets.batch,
-            outcomes=decision.offsets.outcomes,
-            decided_ms=decision.decided_ms,
-            expires_ms=decision.expires_ms,
-        )

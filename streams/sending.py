@@ -12,7 +12,7 @@ import msgspec
 
 from streams import topics
 from streams.client import Client
-from streams.intake import FEATURE_MAX
+from streams.features import FEATURE_MAX
 from streams.records import (
     BadRecordError,
     BudgetPath,

@@ -14,9 +14,9 @@ from policy.settle import overdue
 from policy.state import Limits, State
 from streams import topics
 from streams.catalog_log import CatalogView
+from streams.folding import folded_decisions
 from streams.intake import Intake
 from streams.log import LogReader
-from streams.opening import folded_decisions
 from streams.outgoing import decision_records
 from streams.partition import settle_records
 from streams.records import Waiting
