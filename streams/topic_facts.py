@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from aiokafka.errors import NodeNotReadyError
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest
@@ -205,6 +206,16 @@ async def check_topics(client: Any, *, partitions: int) -> list[bytes]:
         if found[name].partitions != wanted:
             raise PartitionsChangedError(name, found[name].partitions, wanted)
     return [found[name].id for name in LOGS]
+
+
+async def check_controller(client: Any) -> None:
+    """Raise ``NodeNotReadyError`` while the broker knows no controller, as when it has just begun.
+
+    Without one no topic can be created, and the changelogs are, by Faust, which would not wait.
+    """
+    await client.force_metadata_update()
+    if client.cluster.controller is None:
+        raise NodeNotReadyError("the broker knows no controller yet")
 
 
 def check_ids(known: Sequence[bytes], found: Sequence[bytes]) -> None:

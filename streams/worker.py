@@ -34,7 +34,7 @@ from streams.opening import Opener
 from streams.partition import Partition
 from streams.patience import until_there
 from streams.publisher import FencedError, make_producer, to_the_wire
-from streams.topic_facts import TopicRefusedError, check_ids, check_topics
+from streams.topic_facts import TopicRefusedError, check_controller, check_ids, check_topics
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,8 @@ class Worker:
         """Wait for Kafka and read what every worker must know; False if told to stop before."""
         try:
             # Before anything is assigned: of a topic that has grown there is no changelog.
-            for call in (self.producer.start, self.reader.start, self._check_topics):
+            calls = self.producer.start, self.reader.start, self._check_controller
+            for call in (*calls, self._check_topics):
                 if not await until_there(call, what="Kafka", stop=self.app.stop_requested):
                     return False
             await self.follower.start()
@@ -209,6 +210,9 @@ class Worker:
             raise
         logger.info("assigned partitions %s", sorted(self.partitions))
         return starts
+
+    async def _check_controller(self) -> None:
+        await check_controller(self.reader.client)
 
     async def _check_topics(self) -> list[bytes]:
         """Return the ids of the logs; raise if a topic is not what it was."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from streams import patience
+from streams.log import LogReader
 from streams.patience import until_there
+from streams.topic_facts import check_controller
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +76,29 @@ async def test_who_is_told_to_stop_waits_no_longer(*, silent: bool) -> None:
     await called.wait()
     stop.set()
     assert await asyncio.wait_for(waiting, 5) is False
+
+
+async def test_a_broker_that_knows_no_controller_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE_S", 0.001)
+    asked = 0
+
+    async def update() -> None:
+        nonlocal asked
+        asked += 1
+        cluster.controller = None if asked < 3 else "broker 1"
+
+    cluster = SimpleNamespace(controller="of another broker, before")
+    client = SimpleNamespace(cluster=cluster, force_metadata_update=update)
+    assert await until_there(lambda: check_controller(client), what="Kafka", stop=asyncio.Event())
+    assert asked == 3
+
+
+async def test_a_broker_that_is_there_knows_its_controller(kafka: str) -> None:
+    reader = LogReader(kafka)
+    await reader.start()
+    try:
+        await check_controller(reader.client)
+    finally:
+        await reader.stop()
