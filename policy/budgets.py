@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from policy.calendar import window_end_ms, window_start_ms
 from policy.catalog import BudgetSpec, Catalog
 from policy.money import NANO_PER_USD
-from policy.pace import PACER_DTYPE, Pacing, add_amounts, charge, correct, hold, roll
+from policy.pace import PACER_DTYPE, Pacing, add_amounts, adder, charge, correct, hold, roll
 from policy.pacer import Plan
 from policy.pages import Gate
 from policy.paths import Pairs, Paths
@@ -210,7 +210,7 @@ class Budgets:
             Of each request.
         """
         budget, row = self._passing(pairs)
-        np.add.at(self._table["reserved"], budget, reserved[row])
+        adder(budget)(self._table["reserved"], budget, reserved[row])
         hold(self._table, budget, expected_nanousd[row])
 
     def charge(
@@ -261,7 +261,7 @@ class Budgets:
         if self._journal is not None:
             for index in sorted(set(budget.tolist())):
                 self._note(index)
-        np.subtract.at(self._table["reserved"], budget, held[row])
+        adder(budget)(self._table["reserved"], budget, -held[row])
         add_amounts(self._table["settled"], budget, spent[row])
         correct(
             self._table,

@@ -7,6 +7,7 @@ the budget's next batch of decisions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ FAST = 10.0
 MEAN, MEAN_FAST = 1 / 400, 1 / 20
 """Weight of a request in the slow and fast means."""
 _NOISE_KEEP = 0.99
+_FEW = 8
 TOTAL_MAX = 2**62
 """The most nano-dollars of one window that are counted, over four billion dollars."""
 
@@ -64,11 +66,11 @@ def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
     cost_nanousd : ndarray of int64, shape (p,)
         The expectation, not the bound; 0 for a rejected request.
     """
-    usd = cost_nanousd / NANO_PER_USD
-    np.add.at(pacing["requests"], budget, 1)
-    np.add.at(pacing["spent_nanousd"], budget, cost_nanousd)
-    np.add.at(pacing["open_calls"], budget, (cost_nanousd > 0).astype(np.int64))
-    np.add.at(pacing["open_usd2"], budget, usd * usd)
+    usd, add = cost_nanousd / NANO_PER_USD, adder(budget)
+    add(pacing["requests"], budget, 1)
+    add(pacing["spent_nanousd"], budget, cost_nanousd)
+    add(pacing["open_calls"], budget, (cost_nanousd > 0).astype(np.int64))
+    add(pacing["open_usd2"], budget, usd * usd)
 
 
 def charge(
@@ -136,16 +138,30 @@ def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanou
     """
     delta, expected = delta_nanousd / NANO_PER_USD, expected_nanousd / NANO_PER_USD
     first, scale = (expected_nanousd > 0).astype(np.int64), expected * expected
+    add = adder(budget)
     add_amounts(pacing["spent_nanousd"], budget, delta_nanousd)
     # The means are of true dollars in the end: calls are chosen where their cost looks low, so
     # that expectations of chosen calls are too low on average.
-    np.add.at(pacing["mean_usd"], budget, MEAN * delta)
-    np.add.at(pacing["mean_fast_usd"], budget, MEAN_FAST * delta)
-    np.add.at(pacing["settled_calls"], budget, first)
-    np.add.at(pacing["settled_usd2"], budget, first * (delta * delta))
-    np.add.at(pacing["settled_scale_usd2"], budget, scale)
-    np.subtract.at(pacing["open_calls"], budget, first)
-    np.subtract.at(pacing["open_usd2"], budget, scale)
+    add(pacing["mean_usd"], budget, MEAN * delta)
+    add(pacing["mean_fast_usd"], budget, MEAN_FAST * delta)
+    add(pacing["settled_calls"], budget, first)
+    add(pacing["settled_usd2"], budget, first * (delta * delta))
+    add(pacing["settled_scale_usd2"], budget, scale)
+    add(pacing["open_calls"], budget, -first)
+    add(pacing["open_usd2"], budget, -scale)
+
+
+def adder(budget: Ints) -> Callable[[NDArray[Any], Ints, NDArray[Any] | int], None]:
+    """Return how to add to these entries of a column, in order.
+
+    Where each comes once, as in a batch of a single request, the plain way does and is cheaper.
+    """
+    few = budget.tolist() if len(budget) <= _FEW else [0, 0]
+    return _add_once if len(set(few)) == len(few) else np.add.at
+
+
+def _add_once(column: NDArray[Any], budget: Ints, amounts: NDArray[Any] | int) -> None:
+    column[budget] += amounts
 
 
 def add_amounts(total: Ints, budget: Ints, amount: Ints) -> None:
@@ -158,7 +174,7 @@ def add_amounts(total: Ints, budget: Ints, amount: Ints) -> None:
     largest = max(int(amount.max()), -int(amount.min()))
     most = int(total[budget].max()) + largest * len(amount)
     if most < 0.99 * TOTAL_MAX:
-        np.add.at(total, budget, amount)
+        adder(budget)(total, budget, amount)
         return
     for index, one in zip(budget.tolist(), amount.tolist(), strict=True):
         total[index] = min(int(total[index]) + one, TOTAL_MAX)

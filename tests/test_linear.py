@@ -61,6 +61,7 @@ def test_total_is_the_decayed_sum_of_products() -> None:
     assert moments.total() == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(first=st.integers(0, 200), second=st.integers(0, 80))
 def test_restored_state_goes_on_bitwise_the_same(first: int, second: int) -> None:
     through = new()
