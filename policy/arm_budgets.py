@@ -16,6 +16,7 @@ import numpy as np
 from policy.oracle import outcome, within_arm_budgets, within_budget
 from policy.port import arm_prices
 from policy.recorded import Growing, Recorded, estimate
+from policy.shared_errors import SharedErrors
 from policy.terms import Floats, Ints
 
 BATCH = 256
@@ -158,34 +159,37 @@ def _port(case: Case) -> Ints:
     """Prices solved again with what is left; second choice when the first is out.
 
     What a request brought is a neighbour for those after it: a history of other requests, such as
-    another task's, gives way to what is like them.
+    another task's, gives way to what is like them. What it was off by corrects the estimates of
+    all arms for requests like it (:mod:`policy.shared_errors`).
     """
     till = _Till(case, case.budget_usd)
     requests = len(case.stream)
     rng = np.random.default_rng(case.seed)
     known = Growing(case.history, case.stream.features)
+    errors = SharedErrors(case.stream.features)
     prices = np.zeros(len(till.left))
     for row in range(requests):
         if row % RESOLVE == 0 or row in (16, 32):
             recent = np.arange(max(row - RECENT, 0), row)
             reward, cost_usd = known.estimate(recent, seen=row)
+            reward, cost_usd = errors.correct(recent, reward, cost_usd, seen=row)
             if len(recent) < ENOUGH:
                 past = rng.permutation(len(case.history_reward))[: RECENT - len(recent)]
                 reward = np.vstack([reward, case.history_reward[past]])
                 cost_usd = np.vstack([cost_usd, case.history_cost[past]])
             prices = arm_prices(reward, cost_usd, till.left * len(reward) / (requests - row))
-        reward, cost_usd = known.estimate(np.array([row]), seen=row)
+        plain, plain_usd = known.estimate(np.array([row]), seen=row)
+        reward, cost_usd = errors.correct(np.array([row]), plain, plain_usd, seen=row)
         score = np.where(cost_usd[0] <= till.left, reward[0] - prices * cost_usd[0], -np.inf)
         # Below zero the money is worth more to a later request.
         arm = int(np.argmax(score)) if score.max() >= 0.0 else -1
         till.serve(row, arm)
         if till.choice[row] >= 0:
-            known.learn(
-                row,
-                arm,
-                reward=float(case.stream.reward[row, arm]),
-                cost_usd=float(case.stream.cost_usd[row, arm]),
-            )
+            earned = float(case.stream.reward[row, arm])
+            paid = float(case.stream.cost_usd[row, arm])
+            known.learn(row, arm, reward=earned, cost_usd=paid)
+            expected, foreseen = float(plain[0, arm]), float(plain_usd[0, arm])
+            errors.learn(row, reward=(expected, earned), cost_usd=(foreseen, paid))
     return till.choice
 
 
@@ -252,4 +256,5 @@ METHODS: dict[str, Callable[[Case], Ints]] = {
     "cheapest": _cheapest,
     "pooled": _pooled,
 }
-"""Methods by name; ``port`` is what :class:`policy.port.Port` does, after full information."""
+"""Methods by name; ``port`` is what :class:`policy.port.Port` does, after full information, and
+corrects its estimates by the arms' shared errors, which that one does not."""

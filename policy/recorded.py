@@ -109,7 +109,7 @@ class Growing:
     def __init__(self, history: Recorded, features: Floats) -> None:
         self._before = len(history)
         unknown = np.full((len(features), history.reward.shape[1]), np.nan)
-        self._vectors = _directions(np.vstack([history.features, features]))
+        self._vectors = directions(np.vstack([history.features, features]))
         self._reward = np.vstack([history.reward, unknown])
         self._cost = np.vstack([history.cost_usd, unknown])
         self._usual = history.reward.mean(axis=0), history.cost_usd.mean(axis=0)
@@ -146,7 +146,8 @@ class Growing:
         return reward, cost
 
 
-def _directions(vectors: Floats) -> Floats:
+def directions(vectors: Floats) -> Floats:
+    """Return vectors of length 1; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: Floats = vectors / np.where(lengths > 0.0, lengths, 1.0)
     return result
