@@ -37,7 +37,7 @@ def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
     if not rounds.quick[start]:
         return start, np.zeros(0, np.int64)
     pairs, budgets = rounds.pairs.between(start, count), state.budgets
-    sums = _RunningSums(pairs.place, len(pairs.budgets))
+    sums = RunningSums(pairs.place, len(pairs.budgets))
     reserved: Ints = budgets.reserved[pairs.budget] + sums.of(rounds.first_bound[pairs.row])
     fits = reserved <= budgets.limit[pairs.budget] - budgets.settled[pairs.budget]
     if rounds.has_ceilings:
@@ -54,7 +54,7 @@ def first_arms_fit(state: State, rounds: Round, start: int) -> tuple[int, Ints]:
 
 
 def _below_ceilings(
-    rounds: Round, pairs: Pairs, rows: Pacing, sums: _RunningSums, arm_cost_usd: Floats | None
+    rounds: Round, pairs: Pairs, rows: Pacing, sums: RunningSums, arm_cost_usd: Floats | None
 ) -> Bools:
     """Return for each pair whether its per-request ceiling allows the first arm."""
     now = standing_of(rows, rounds.ceiling_usd)
@@ -63,9 +63,9 @@ def _below_ceilings(
     cheapest = np.where(rounds.eligible, rounds.cost_nanousd, INT64_MAX).min(axis=1)
     standing = Standing(
         ceiling_usd=now.ceiling_usd[pairs.place],
-        requests=now.requests[pairs.place] + sums.of(np.ones(len(cost), np.int64)) - 1.0,
-        spent_usd=(rows["spent_nanousd"][pairs.place] + sums.of(cost) - cost) / NANO_PER_USD,
-        open_usd2=now.open_usd2[pairs.place] + sums.of(usd * usd) - usd * usd,
+        requests=now.requests[pairs.place] + sums.before(np.ones(len(cost), np.int64)),
+        spent_usd=(rows["spent_nanousd"][pairs.place] + sums.before(cost)) / NANO_PER_USD,
+        open_usd2=now.open_usd2[pairs.place] + sums.before(usd * usd),
         noise=now.noise[pairs.place],
     )
     return affordable(
@@ -76,8 +76,8 @@ def _below_ceilings(
     )
 
 
-class _RunningSums:
-    """Sums over the entries with the same number ``below`` a bound, up to and with each entry."""
+class RunningSums:
+    """Sums over the entries with the same number ``below`` a bound, in their order."""
 
     def __init__(self, numbers: Ints, below: int) -> None:
         self._alone = len(numbers) <= DEPTH_MAX and len(set(numbers.tolist())) == len(numbers)
@@ -92,7 +92,7 @@ class _RunningSums:
         self._begins, self._lengths = bounds[:-1], bounds[1:] - bounds[:-1]
 
     def of(self, values: NDArray[Number]) -> NDArray[Number]:
-        """Return the running sum of values, shape (p,)."""
+        """Return the sum up to and with each entry, shape (p,)."""
         if self._alone:
             return values
         ordered = values[self._order]
@@ -101,3 +101,11 @@ class _RunningSums:
         result = np.empty_like(total)
         result[self._order] = total
         return result
+
+    def before(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Return the sum of the entries before each, shape (p,), of values that are not negative.
+
+        Nor is it, although the sums of fractions are rounded.
+        """
+        before: NDArray[Number] = np.maximum(self.of(values) - values, 0)
+        return before
