@@ -23,6 +23,7 @@ from policy.linear import Solution, Solver
 from policy.marks import mark_of, split_mark
 from policy.mixing import Forced, mix, thompson
 from policy.money import NANO_PER_USD, Price
+from policy.priced_arms import PricedArms, prior_means
 from policy.terms import (
     Arm,
     Bools,
@@ -60,33 +61,6 @@ _EXTRA = 4
 class _Fit:
     reward: Solution
     length: Solution
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Columns:
-    """What the catalog says of each arm, so that it is not asked at every batch.
-
-    Arrays are of shape (k,). ``rewards`` and ``lengths`` are what an operator expects beforehand.
-    """
-
-    priced: Bools
-    all_priced: bool
-    price_input: Floats
-    price_output: Floats
-    rewards: Sequence[float | None]
-    lengths: Sequence[float | None]
-
-    @classmethod
-    def of(cls, arms: Sequence[Arm]) -> _Columns:
-        prices = [arm.price for arm in arms]
-        return cls(
-            priced=np.array([price is not None for price in prices], np.bool_),
-            all_priced=None not in prices,
-            price_input=np.array([price.input if price else 0 for price in prices], np.float64),
-            price_output=np.array([price.output if price else 0 for price in prices], np.float64),
-            rewards=[arm.prior_reward for arm in arms],
-            lengths=[_log(arm) for arm in arms],
-        )
 
 
 class Pareto:
@@ -145,7 +119,7 @@ class Pareto:
         self._width = settings.dimensions + 1
         self._features = mark_of(settings.features)
         self._arms: tuple[Arm, ...] = ()
-        self._columns = _Columns.of(())
+        self._columns = PricedArms.of(())
         self._states: dict[str, ArmState] = {}
         self._fit: _Fit | None = None
         self._extras = Extras(settings.options)
@@ -160,7 +134,7 @@ class Pareto:
     def set_arms(self, arms: tuple[Arm, ...]) -> None:
         """Take the arms of the catalog, in column order; what was learned of the others is kept."""
         self._arms = arms
-        self._columns = _Columns.of(arms)
+        self._columns = PricedArms.of(arms)
         for arm in arms:
             self._state(arm.arm)
         self._fit = None
@@ -299,8 +273,8 @@ class Pareto:
             rewards, lengths = [pair[0] for pair in moments], [pair[1] for pair in moments]
             columns = self._columns
             prior = [
-                _prior(columns.rewards, rewards, _REWARD_PRIOR),
-                _prior(columns.lengths, lengths, _LENGTH_PRIOR),
+                prior_means(columns.rewards, rewards, _REWARD_PRIOR),
+                prior_means(columns.log_tokens, lengths, _LENGTH_PRIOR),
             ]
             reward, length = self._solver.solve((rewards, lengths), prior=np.array(prior))
             self._fit = _Fit(reward=reward, length=length)
@@ -401,17 +375,3 @@ def _parts(state: bytes) -> tuple[bytes, bytes]:
     """Return what the options keep of an arm, and what was learned of it."""
     end = _EXTRA + int.from_bytes(state[:_EXTRA], "little")
     return state[_EXTRA:end], state[end:]
-
-
-def _log(arm: Arm) -> float | None:
-    tokens = arm.prior_output_tokens
-    return None if tokens is None else float(np.log1p(tokens))
-
-
-def _prior(given: Sequence[float | None], moments: Sequence[Floats], default: float) -> list[float]:
-    """Return each arm's expected mean: as given, else that of all arms, else the default."""
-    weight = sum([matrix.item(-2, -2) for matrix in moments])
-    total = sum([matrix.item(-2, -1) for matrix in moments])
-    # The default counts as one observation, so that it gives way at once.
-    mean = (total + default) / (weight + 1.0)
-    return [mean if value is None else value for value in given]
