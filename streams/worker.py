@@ -96,10 +96,10 @@ class Worker:
             One partition after the other, over the whole interval: at once they would keep
             requests waiting that come in that moment.
             """
-            owned = list(self.partitions.values())
+            owned = list(self.partitions)
             pause_s = self._config.checkpoint_ms / 1_000 / max(len(owned), 1)
             await asyncio.gather(
-                *(self._checkpoint(p, after_s=turn * pause_s) for turn, p in enumerate(owned))
+                *(self._checkpoint(n, after_s=turn * pause_s) for turn, n in enumerate(owned))
             )
 
         @app.timer(interval=TOPICS_CHECKED_S, name="tollway.topics")  # type: ignore[untyped-decorator]
@@ -153,18 +153,22 @@ class Worker:
         ]
         return True
 
-    async def _checkpoint(self, partition: Partition, *, after_s: float) -> None:
+    async def _checkpoint(self, number: int, *, after_s: float) -> None:
         await asyncio.sleep(after_s)
+        # Looked up now: if a rebalance took the partition away meanwhile and brought it back, what
+        # it was before may hold pages that another owner has gone on from.
+        partition = self.partitions.get(number)
+        if partition is None or not self.app.owns(topics.REQUESTS, number):
+            return
         # A rebalance may take the partition away in the middle: its next owner folds.
         with suppress(PartitionNotOwnedError):
-            if self.app.owns(topics.REQUESTS, partition.number):
-                try:
-                    await partition.tick()
-                    await partition.checkpoint()
-                except (FencedError, ProducerClosed) as exc:
-                    if self.partitions.get(partition.number) is partition:
-                        raise
-                    logger.info("partition %s was let go: %r", partition.number, exc)
+            try:
+                await partition.tick()
+                await partition.checkpoint()
+            except (FencedError, ProducerClosed) as exc:
+                if self.partitions.get(number) is partition:
+                    raise
+                logger.info("partition %s was let go: %r", number, exc)
 
     async def _or_fatal(self, work: Coroutine[Any, Any, None]) -> None:
         try:
