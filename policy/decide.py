@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
@@ -119,26 +120,18 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
     return Decided(
         first_offset=first_offset,
         now_ms=now_ms,
-        batch=_first_offset(batch, choices),
+        batch=min(compress(batch.offsets, decided.tolist()), default=0),
         outcomes=state.gate.position.outcomes,
         rounds=rounds,
         choices=choices,
         duplicates=duplicates,
         conflicts=conflicts,
         released=released,
-        waited=[]
-        if len(choices) == len(batch)
-        else [batch.row(row) for row in np.flatnonzero(~decided).tolist()],
+        waited=[batch.row(row) for row in (~decided).nonzero()[0].tolist()],
         waiting_before=waiting_before,
         fresh_from=fresh.offsets[0] if len(fresh) else -1,
         curve_at=-1 if state.curve is None else state.curve_at,
     )
-
-
-def _first_offset(batch: Requests, choices: Choices) -> int:
-    if len(choices) == len(batch):
-        return min(batch.offsets, default=0)
-    return min((batch.offsets[row] for row in choices.rows.tolist()), default=0)
 
 
 @dataclass(slots=True, eq=False)

@@ -228,11 +228,11 @@ class Reservations:
                 continue
             rows, places = self._rows[number], offsets[part] - number * SEGMENT
             counts = not _CLOSING.isdisjoint(fields)
-            before = _count_open(rows, places) if counts else 0
+            before = np.count_nonzero(is_open(rows, places)) if counts else 0
             for name, value in fields.items():
                 rows[name][places] = value if isinstance(value, int) else value[part]
             if counts:
-                self.open_count += _count_open(rows, places) - before
+                self.open_count += int(np.count_nonzero(is_open(rows, places)) - before)
 
     @property
     def alarm_ms(self) -> int:
@@ -343,17 +343,14 @@ class Reservations:
             self.open_count += row.is_open
 
 
-def is_open(rows: NDArray[Any]) -> Bools:
-    """Return which rows hold a reservation that is neither settled nor expired."""
-    spent = (rows["usage_offset"] != NONE) | (rows["expired_by"] != NONE)
-    result: Bools = (rows["arm"] != NONE) & ~spent
-    return result
+def is_open(rows: NDArray[Any], places: Ints | slice = slice(None)) -> Bools:
+    """Return which rows hold a reservation that is neither settled nor expired.
 
-
-def _count_open(rows: NDArray[Any], places: Ints) -> int:
-    """Return how many of these rows are open; without copying the rows."""
+    With ``places`` it is asked of those rows only, without copying them.
+    """
     spent = (rows["usage_offset"][places] != NONE) | (rows["expired_by"][places] != NONE)
-    return int(np.count_nonzero((rows["arm"][places] != NONE) & ~spent))
+    result: Bools = (rows["arm"][places] != NONE) & ~spent
+    return result
 
 
 def _by_segment(offsets: Ints) -> list[tuple[int, Any]]:
