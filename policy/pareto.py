@@ -207,22 +207,20 @@ class Pareto:
     def learn_all(self, lessons: Lessons) -> None:
         """Take in outcomes of one arm, in order."""
         state = self._state(lessons.arm)
-        # By plain numbers: vector functions may round otherwise in another batch.
-        weights = self._faded[np.minimum(lessons.age, _OLDEST)].tolist()
+        weights = self._faded[np.minimum(lessons.age, _OLDEST)]
         tokens = self._tokens(lessons)
-        lengths = [*map(math.log1p, tokens.tolist())]
+        # By plain numbers: vector functions may round otherwise in another batch.
+        lengths = np.array([*map(math.log1p, tokens.tolist())])
         changed = False
         for moments, told, values in (
-            (state.reward, lessons.reward, lessons.reward.tolist()),
+            (state.reward, lessons.reward, lessons.reward),
             (state.length, tokens, lengths),
         ):
             known = told == told
             if np.count_nonzero(known) == len(values):
                 changed |= moments.add(lessons.features, values, weights)
             else:
-                rows = known.nonzero()[0].tolist()
-                some = [values[row] for row in rows], [weights[row] for row in rows]
-                changed |= moments.add(lessons.features[rows], *some)
+                changed |= moments.add(lessons.features[known], values[known], weights[known])
         if changed:
             self._fit = None
 
