@@ -15,7 +15,7 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_PARTITIONS": "partitions of the co-partitioned topics, 1 to 1000; default 8",
     "TOLLWAY_REPLICATION": "replication factor of topics that are created, 1 to 7; default 1",
     "TOLLWAY_APP_ID": "consumer group and prefix of the workers' table changelogs; default tollway",
-    "TOLLWAY_SESSION_TIMEOUT_S": "seconds until a silent worker loses its partitions; default 10",
+    "TOLLWAY_SESSION_TIMEOUT_S": "seconds until a silent worker loses its partitions; default 6",
     "TOLLWAY_CHECKPOINT_MS": "how often dirty state is written to the tables; default 1000",
     "TOLLWAY_RESERVATION_TTL_S": "seconds until a reservation expires as spent; default 600",
     "TOLLWAY_DEFER_MS": "how long a request waits for its best arm and full cap; default 30000",
@@ -43,7 +43,7 @@ class Config:
     partitions: int = 8
     replication: int = 1
     app_id: str = "tollway"
-    session_timeout_s: float = 10.0
+    session_timeout_s: float = 6.0
     checkpoint_ms: int = 1_000
     reservation_ttl_ms: int = 600_000
     defer_ms: int = 30_000
@@ -100,7 +100,7 @@ class Config:
             partitions=_integer(env, "TOLLWAY_PARTITIONS", 8, 1, 1_000),
             replication=_integer(env, "TOLLWAY_REPLICATION", 1, 1, 7),
             app_id=env.get("TOLLWAY_APP_ID") or "tollway",
-            session_timeout_s=_integer(env, "TOLLWAY_SESSION_TIMEOUT_S", 10, 1, 1_800),
+            session_timeout_s=_integer(env, "TOLLWAY_SESSION_TIMEOUT_S", 6, 1, 1_800),
             checkpoint_ms=_integer(env, "TOLLWAY_CHECKPOINT_MS", 1_000, 10, 60_000),
             reservation_ttl_ms=1_000 * _integer(env, "TOLLWAY_RESERVATION_TTL_S", 600, 1, 604_800),
             defer_ms=_integer(env, "TOLLWAY_DEFER_MS", 30_000, 0, 3_600_000),

@@ -193,7 +193,7 @@ def recovery(
         list[int] | None, typer.Option(min=1, help="Open reservations and budgets; repeatable.")
     ] = None,
     rate: Annotated[int, typer.Option(min=1, help="Requests/s that go on to come.")] = 500,
-    session_timeout: Annotated[int, typer.Option(min=1, help="Seconds; of worker and echo.")] = 10,
+    session_timeout: Annotated[int, typer.Option(min=1, help="Seconds; of worker and echo.")] = 6,
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:

@@ -42,7 +42,7 @@ async def run_sink(
     heads: str = LEDGER_HEADS,
     heads_key: bytes | None = None,
     group: str = "tollway-ledger",
-    session_timeout_s: float = 10.0,
+    session_timeout_s: float = 6.0,
     accept_gaps: bool = False,
     counts: Counts | None = None,
     connect: Callable[[str], Connection] = connect_sink,
