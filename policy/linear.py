@@ -8,23 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy.centred import Centred
 from policy.shrinkage import own_strengths
-from policy.terms import Floats
+from policy.terms import Floats, Ints
 
 
-def strength_of(products: Floats, signal: float) -> float:
-    """Return the ridge penalty of slopes, from the features' mean square in these moments.
+def slope_strength(*, features: int, weight: float, squares: float, signal: float) -> float:
+    """Return the ridge penalty of slopes, from the features' mean square.
 
     Its scale is rounded to a fourth of a power of two: it stays the same while outcomes come in,
     and with it the inverses of those arms that nothing was learned of.
+
+    Parameters
+    ----------
+    features : int
+        Their number.
+    weight, squares : float
+        Decayed numbers of observations, and sum of squares of all their features.
+    signal : float
+        Share of the value's variance that features are expected to explain, in (0, 1].
     """
-    features = products.shape[1] - 2
-    weight = float(products[:, -2, -2].sum())
-    if features == 0 or weight <= 0.0:
-        return float(features / signal)
-    squares = float(np.einsum("kii->", products[:, :features, :features]))
-    if squares <= 0.0:
-        return float(features / signal)
+    if features == 0 or weight <= 0.0 or squares <= 0.0:
+        return features / signal
     scale = max(squares / (features * weight), 1e-12)
     return float(features / signal * 2.0 ** (round(4.0 * math.log2(scale)) / 4.0))
 
@@ -91,6 +96,7 @@ class Solver:
         self._matrices: Floats = np.zeros((0, 0, 0, 0))
         self._inverses: Floats = np.zeros((0, 0, 0, 0))
         self._turned: Floats = np.zeros((0, 0, 0, 0))
+        self._centred = Centred(0, 0, 0)
 
     def solve(self, moments: Sequence[Sequence[Floats]], *, prior: Floats) -> list[Solution]:
         """Return the ridge estimates of each quantity; they are good until the next call.
@@ -105,30 +111,28 @@ class Solver:
         """
         flat = [matrix for matrices in moments for matrix in matrices]
         changed = self._take(flat, len(moments))
-        matrices = self._matrices
+        matrices, centred = self._matrices, self._centred
         width = matrices.shape[2] - 1
         last = width - 1
-        weight = matrices[..., last, last]
-        safe = np.maximum(weight, 1e-12)
-        means = matrices[..., last, :last] / safe[..., None]
-        strengths = [strength_of(*pair) for pair in zip(matrices, self._signals, strict=True)]
-        # About each arm's own mean: sum of products less weight times product of means.
-        weighed = (means * weight[..., None]).transpose(0, 2, 1)
-        shared = matrices[..., :last, :last].sum(axis=1) - weighed @ means
-        crossed = matrices[..., :last, width].sum(axis=1)
-        crossed -= (matrices[..., None, :, last, width] @ means)[:, 0]
+        weight, means = centred.weight, centred.means
+        weights = weight.sum(axis=1)
+        strengths = [
+            slope_strength(features=last, weight=w, squares=squares, signal=signal)
+            for w, squares, signal in zip(
+                weights.tolist(), centred.squares.sum(axis=1).tolist(), self._signals, strict=True
+            )
+        ]
+        shared = centred.products.sum(axis=1)
         shared.reshape(len(shared), -1)[:, :: last + 1] += np.array(strengths)[:, None]
-        slopes = np.linalg.solve(shared, crossed[..., None])[..., 0]
-        total = np.maximum(weight.sum(axis=1), 1e-12)[:, None]
-        centre = (weight[:, None] @ means)[:, 0] / total
+        slopes = np.linalg.solve(shared, centred.crossed.sum(axis=1)[..., None])[..., 0]
+        centre = (weight[:, None] @ means)[:, 0] / np.maximum(weights, 1e-12)[:, None]
         base = np.empty((*weight.shape, width))
         base[..., :last] = slopes[:, None]
         base[..., last] = prior - (centre[:, None] @ slopes[..., None])[:, 0]
-        own = own_strengths(matrices, slopes, expected=strengths, noises=self._noises)
+        own = own_strengths(centred, slopes, expected=strengths, noises=self._noises)
         ridge = np.empty((len(own), width))
         ridge[:, :last], ridge[:, last] = np.array(own)[:, None], 1.0
         inverses = self._inverted(changed, ridge, own)
-        # Only now: had something failed before, all would have to be inverted again.
         self._given = flat
         moment = matrices[..., :width, width]
         theta = np.einsum("gkij,gkj->gki", inverses, moment + ridge[:, None] * base)
@@ -141,30 +145,39 @@ class Solver:
             for group in range(len(moments))
         ]
 
-    def _take(self, moments: Sequence[Floats], groups: int) -> list[int]:
-        """Stack the moments; return those that were not given at the same place before."""
-        given = self._given
-        if len(given) != len(moments):
-            self._given, self._own = [], []
+    def _take(self, moments: Sequence[Floats], groups: int) -> tuple[Ints, Ints]:
+        """Take those moments that were not given at the same place before; return their places."""
+        if len(self._given) != len(moments):
             arms, width = len(moments) // groups, len(moments[0]) - 1
-            self._matrices = np.stack(moments).reshape(groups, arms, width + 1, width + 1)
+            self._own = []
+            self._matrices = np.empty((groups, arms, width + 1, width + 1))
             self._inverses = np.empty((groups, arms, width, width))
             self._turned = np.empty((groups, width, arms, width))
-            return list(range(len(moments)))
-        pairs = enumerate(zip(moments, given, strict=True))
-        changed = [place for place, (now, before) in pairs if now is not before]
-        arms = self._matrices.shape[1]
-        for place in changed:
-            self._matrices[divmod(place, arms)] = moments[place]
-        return changed
+            self._centred = Centred(groups, arms, width - 1)
+            places = list(range(len(moments)))
+        else:
+            pairs = enumerate(zip(moments, self._given, strict=True))
+            places = [place for place, (now, before) in pairs if now is not before]
+        group, arm = self._places(places)
+        if places:
+            # Until all is solved; should that fail, everything is taken again.
+            self._given = []
+            changed = np.stack([moments[place] for place in places])
+            self._matrices[group, arm] = changed
+            self._centred.take(group, arm, changed)
+        return group, arm
 
-    def _inverted(self, changed: Sequence[int], ridge: Floats, own: list[float]) -> Floats:
+    def _places(self, places: Sequence[int]) -> tuple[Ints, Ints]:
+        group, arm = np.divmod(np.array(places, np.int64), self._matrices.shape[1])
+        return group, arm
+
+    def _inverted(self, changed: tuple[Ints, Ints], ridge: Floats, own: list[float]) -> Floats:
         """Return the inverses; only of ``changed`` moments they are made anew at the same ridge."""
         groups, arms, width = self._matrices.shape[:3]
         if own != self._own:
-            changed = range(groups * arms)
-        if changed:
-            group, arm = np.divmod(np.array(changed), arms)
+            changed = self._places(range(groups * arms))
+        group, arm = changed
+        if len(group):
             grams = self._matrices[group, arm, :-1, :-1]
             grams.reshape(len(grams), -1)[:, ::width] += ridge[group]
             inverses = np.linalg.inv(grams)

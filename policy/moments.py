@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from policy.linear import strength_of
+from policy.linear import slope_strength
 from policy.terms import Floats
 from policy.watch import Watch
 
@@ -153,12 +153,14 @@ class Moments:
     def _estimate(self) -> Floats:
         """Return a plain ridge estimate about the running mean, to watch residuals with."""
         matrix, width = self.matrix, len(self.matrix) - 1
-        ridge = np.full(width, strength_of(matrix[None], 0.1))
+        squares, weight = matrix.diagonal()[:-2].sum().item(), matrix.item(-2, -2)
+        strength = slope_strength(features=width - 1, weight=weight, squares=squares, signal=0.1)
+        ridge = np.full(width, strength)
         ridge[-1] = 1.0
         gram = matrix[:-1, :-1].copy()
         gram.reshape(-1)[:: width + 1] += ridge
         moment = matrix[:-1, -1].copy()
-        moment[-1] += matrix.item(-2, -1) / max(matrix.item(-2, -2), 1e-9)
+        moment[-1] += matrix.item(-2, -1) / max(weight, 1e-9)
         return np.asarray(np.linalg.solve(gram, moment), np.float64)
 
     def _shift(self, shift: float) -> None:

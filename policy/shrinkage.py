@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from policy.centred import Centred
 from policy.terms import Floats
 
 _RANGE = 64.0
@@ -20,7 +21,7 @@ _RANGE = 64.0
 
 
 def own_strengths(
-    matrices: Floats, slopes: Floats, *, expected: Sequence[float], noises: Sequence[float]
+    centred: Centred, slopes: Floats, *, expected: Sequence[float], noises: Sequence[float]
 ) -> list[float]:
     """Return the ridge penalty that draws each arm's slopes to the shared ones.
 
@@ -28,9 +29,9 @@ def own_strengths(
 
     Parameters
     ----------
-    matrices : ndarray, shape (g, k, d + 1, d + 1)
-        Moments of features, constant and value of each arm (:mod:`policy.moments`).
-    slopes : ndarray, shape (g, d - 1)
+    centred : Centred
+        Moments of the arms.
+    slopes : ndarray, shape (g, d)
         Shared by the arms.
     expected : sequence of g floats
         The penalty that is expected beforehand.
@@ -57,33 +58,21 @@ def own_strengths(
 
     >>> rng = np.random.default_rng(0)
     >>> z = np.column_stack([rng.normal(size=(400, 4)), np.ones(400), rng.normal(size=400)])
-    >>> moments = np.stack([z.T @ z] * 2)[None]
-    >>> own_strengths(moments, np.zeros((1, 4)), expected=[8.0], noises=[1.0])[0] > 8.0
+    >>> centred = Centred(1, 2, 4)
+    >>> centred.take(np.array([0, 0]), np.array([0, 1]), np.stack([z.T @ z] * 2))
+    >>> own_strengths(centred, np.zeros((1, 4)), expected=[8.0], noises=[1.0])[0] > 8.0
     True
     """
-    last = matrices.shape[2] - 2
-    if last == 0:
+    if not slopes.shape[1]:
         return list(expected)
-    weight = matrices[..., last, last]
-    safe = np.maximum(weight, 1e-12)
-    products = matrices[..., :last, :last]
-    sums, total = matrices[..., last, :last], matrices[..., last, -1]
     column = slopes[..., None]
-    # Centred moments, without making the centred matrices.
-    lengths = np.einsum("gkd,gkd->gk", sums, sums)
-    turned = np.einsum("gkij,gkj->gki", products, sums)
-    trace = np.einsum("gkii->gk", products) - lengths / safe
-    squares = np.einsum("gkij,gkij->gk", products, products)
-    squares += (lengths / safe) ** 2 - 2.0 * np.einsum("gkd,gkd->gk", turned, sums) / safe
-    crossed = matrices[..., :last, -1] - sums * (total / safe)[..., None]
-    fitted = (products @ column[:, None])[..., 0]
-    fitted -= sums * ((sums @ column)[..., 0] / safe)[..., None]
-    errors = matrices[..., -1, -1] - total**2 / safe - ((2.0 * crossed - fitted) @ column)[..., 0]
+    fitted = (centred.products @ column[:, None])[..., 0]
+    errors = centred.values - ((2.0 * centred.crossed - fitted) @ column)[..., 0]
     assumed = np.array([5.0 * noise**2 for noise in noises])
-    variance = (errors.sum(axis=1) + assumed) / (weight.sum(axis=1) + 5.0)
-    misses = ((crossed - fitted) ** 2).sum(axis=2)
-    excesses = (misses / variance[:, None] - trace).sum(axis=1).tolist()
-    found = zip(excesses, squares.sum(axis=1).tolist(), expected, strict=True)
+    variance = (errors.sum(axis=1) + assumed) / (centred.weight.sum(axis=1) + 5.0)
+    misses = ((centred.crossed - fitted) ** 2).sum(axis=2)
+    excesses = (misses / variance[:, None] - centred.trace).sum(axis=1).tolist()
+    found = zip(excesses, centred.norm.sum(axis=1).tolist(), expected, strict=True)
     return [_strength(excess, max(spread, 1e-300), guess) for excess, spread, guess in found]
 
 

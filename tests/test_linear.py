@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policy.centred import Centred
 from policy.linear import Solution, Solver
 from policy.moments import BLOCK, Moments
 from policy.shrinkage import own_strengths
@@ -26,7 +27,10 @@ def solver(noise: float) -> Solver:
 
 
 def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: float) -> float:
-    found = own_strengths(matrices[None], slopes[None], expected=[expected], noises=[noise])
+    arms = len(matrices)
+    centred = Centred(1, arms, len(slopes))
+    centred.take(np.zeros(arms, np.int64), np.arange(arms), matrices)
+    found = own_strengths(centred, slopes[None], expected=[expected], noises=[noise])
     return found[0]
 
 
