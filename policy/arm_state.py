@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -81,6 +82,20 @@ class ArmState:
         taken += self.length.restore(vector[taken:])
         if taken != len(vector):
             raise ValueError(f"state has {len(vector) - taken} numbers too many")
+
+
+@lru_cache(maxsize=4_096)
+def published(state: bytes, width: int, forgetting: float) -> tuple[int, Floats, Floats]:
+    """Return experience and moments of a dumped state; every partition of a worker asks.
+
+    Raises
+    ------
+    ValueError
+        If it is of another shape.
+    """
+    other = ArmState(width, forgetting=forgetting)
+    other.restore(state)
+    return other.experience(), other.reward.total(), other.length.total()
 
 
 def _sum(moments: Sequence[Floats]) -> Floats:

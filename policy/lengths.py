@@ -8,11 +8,13 @@ is left of a budget, although the answer will hardly be that long.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 
-from policy.terms import Ints
+from policy.money import Price
+from policy.terms import Floats, Ints, Lessons
 
 _STEPS = 4
 _BUCKETS = 1 + 27 * _STEPS  # up to 2**27 tokens, above TOKENS_MAX
@@ -70,3 +72,20 @@ class OutputLengths:
         """Put the counts back."""
         self._since, counts = msgspec.msgpack.decode(data)
         self._counts = np.frombuffer(counts, np.float64).copy()
+
+
+def output_tokens(lessons: Lessons, *, price: Callable[[str], Price | None]) -> Floats:
+    """Return the output tokens of calls, shape (n,); nan where they are not known.
+
+    As they were reported, or from the cost, at the price of the decision or else at ``price``
+    of the arm.
+    """
+    tokens = lessons.output_tokens.astype(np.float64)
+    for row in np.flatnonzero(tokens < 0).tolist():
+        paid = lessons.prices[row] or price(lessons.arm)
+        cost = lessons.cost_nanousd.item(row)
+        tokens[row] = np.nan
+        if cost >= 0 and paid is not None and paid.output > 0:
+            thousandths = cost * 1_000 - lessons.input_tokens.item(row) * paid.input
+            tokens[row] = max(thousandths, 0) / paid.output
+    return tokens

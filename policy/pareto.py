@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState
+from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState, published
 from policy.extra import Scored
-from policy.extras import OPTIONS as EXTRA_OPTIONS
 from policy.extras import Extras
+from policy.lengths import output_tokens
 from policy.linear import Solution, Solver
 from policy.marks import mark_of, split_mark
 from policy.mixing import Forced, mix, thompson
-from policy.money import NANO_PER_USD, Price
+from policy.money import Price
+from policy.pareto_options import options_of
 from policy.priced_arms import PricedArms, prior_means
 from policy.terms import (
     Arm,
@@ -39,18 +39,8 @@ from policy.terms import (
 UNPRICED_SCORE = -1e6
 """Score of an arm without a price; it is never chosen."""
 
-_OPTIONS: dict[str, float | str] = {
-    "algorithm": "ucb",
-    "alpha": 0.2,
-    "epsilon": 0.0,
-    "force": 0.5,
-    "probe": 0.04,
-    "forgetting": 0.9995,
-    "signal": 0.1,
-}
 _REWARD_PRIOR, _LENGTH_PRIOR = 0.5, float(np.log1p(300.0))
 _LENGTH_SIGNAL = 0.3
-_LOG_TOKENS_MAX = 18.5
 _OLDEST = 10_000
 """Decisions after which an outcome's weight falls no further."""
 _EXTRA = 4
@@ -66,25 +56,8 @@ class _Fit:
 class Pareto:
     """Cost-aware linear bandit; see the module. A :class:`policy.terms.Policy`.
 
-    Options
-    -------
-    algorithm : {"ucb", "thompson"}
-    alpha : float
-        Posterior standard deviations added to the reward (``ucb``), or by which the posterior is
-        scaled before a draw (``thompson``).
-    epsilon : float
-        Share of requests that go to an arm drawn evenly.
-    force : float
-        Share of requests offered to arms that had fewer than ``Arm.explore`` pulls; taken only
-        where even the best possible reward would be worth the arm's price.
-    probe : float
-        Share of requests offered, in the same way, to each arm whose reward was seen to drop.
-    forgetting : float
-        Factor per observation of an arm, and per decision of a late outcome's age.
-    signal : float
-        Share of the reward's variance that features are expected to explain.
-
-    Further options are those of :class:`policy.extras.Extras`.
+    Its options are :class:`policy.pareto_options.ParetoOptions` and those of
+    :class:`policy.extras.Extras`.
 
     References
     ----------
@@ -96,26 +69,9 @@ class Pareto:
     name = "pareto"
 
     def __init__(self, settings: Settings) -> None:
-        unknown = settings.options.keys() - _OPTIONS.keys() - EXTRA_OPTIONS
-        if unknown:
-            raise ValueError(f"pareto has no option {min(unknown)!r}")
-        own = {name: v for name, v in settings.options.items() if name not in EXTRA_OPTIONS}
-        options = _OPTIONS | own
-        algorithm = options.pop("algorithm")
-        if algorithm not in ("ucb", "thompson"):
-            raise ValueError(f"algorithm must be ucb or thompson, got {algorithm!r}")
-        numbers = {name: float(value) for name, value in options.items()}
-        for name in ("epsilon", "force", "probe", "forgetting", "signal"):
-            if not 0.0 <= numbers[name] <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {numbers[name]}")
-        if numbers["forgetting"] == 0.0 or numbers["signal"] == 0.0:
-            raise ValueError("forgetting and signal must be above 0")
-        if numbers["epsilon"] + numbers["force"] > 1.0:
-            raise ValueError("epsilon and force together must be at most 1")
-        self._thompson = algorithm == "thompson"
-        self._numbers = numbers
-        self._forgetting = numbers["forgetting"]
-        self._faded = np.array([self._forgetting**age for age in range(_OLDEST + 1)])
+        options = options_of(settings)
+        self._options = options
+        self._faded = np.array([options.forgetting**age for age in range(_OLDEST + 1)])
         self._width = settings.dimensions + 1
         self._features = mark_of(settings.features)
         self._arms: tuple[Arm, ...] = ()
@@ -128,7 +84,7 @@ class Pareto:
             self.spans_arms: Literal[True] = True
         self.in_batches = not self._extras
         self._solver = Solver(
-            signals=(numbers["signal"], _LENGTH_SIGNAL), noises=(REWARD_NOISE, LENGTH_NOISE)
+            signals=(options.signal, _LENGTH_SIGNAL), noises=(REWARD_NOISE, LENGTH_NOISE)
         )
 
     def set_arms(self, arms: tuple[Arm, ...]) -> None:
@@ -157,11 +113,11 @@ class Pareto:
         if self._extras:
             reward = self._extras.shifted([arm.arm for arm in self._arms], reward)
         reward = np.minimum(np.maximum(reward, -0.2), 1.2)
-        cost = self._cost_usd(contexts, fit.length)
+        cost = self._columns.cost_usd(contexts, fit.length)
         charge = dual_price[:, None] * cost
-        alpha = self._numbers["alpha"]
+        alpha = self._options.alpha
         width = alpha * fit.reward.deviation(features) if alpha > 0 else np.zeros_like(reward)
-        drawn = self._thompson and alpha > 0
+        drawn = self._options.thompson and alpha > 0
         score = self._adjusted(reward if drawn else reward + width, cost, charge, open_arms)
         shares = None
         if drawn:
@@ -177,7 +133,7 @@ class Pareto:
             shares,
             open_arms,
             forced=forced,
-            epsilon=self._numbers["epsilon"],
+            epsilon=self._options.epsilon,
             seeds=contexts.seeds,
         )
         return Ranking(
@@ -208,7 +164,7 @@ class Pareto:
         """Take in outcomes of one arm, in order."""
         state = self._state(lessons.arm)
         weights = self._faded[np.minimum(lessons.age, _OLDEST)]
-        tokens = self._tokens(lessons)
+        tokens = output_tokens(lessons, price=self._price)
         # By plain numbers: vector functions may round otherwise in another batch.
         lengths = np.array([*map(math.log1p, tokens.tolist())])
         changed = False
@@ -252,7 +208,7 @@ class Pareto:
         features, rest = split_mark(state)
         if features != self._features:
             raise ValueError("learned from other features")
-        found = _published(_parts(rest)[1], self._width, self._forgetting)
+        found = published(_parts(rest)[1], self._width, self._options.forgetting)
         self._state(arm).merge(source, *found)
         self._fit = None
 
@@ -263,7 +219,7 @@ class Pareto:
         return state
 
     def _new(self) -> ArmState:
-        return ArmState(self._width, forgetting=self._forgetting)
+        return ArmState(self._width, forgetting=self._options.forgetting)
 
     def _solved(self) -> _Fit:
         if self._fit is None:
@@ -295,16 +251,6 @@ class Pareto:
             )
         )
 
-    def _cost_usd(self, contexts: Contexts, lengths: Solution) -> Floats:
-        """Return expected dollars, (n, k): mean of the log-normal length, at today's prices."""
-        logs = lengths.predict(contexts.features) + np.minimum(lengths.variance, 2.0) / 2.0
-        tokens = np.maximum(np.expm1(np.minimum(logs, _LOG_TOKENS_MAX)), 0.0)
-        tokens = np.minimum(tokens, contexts.max_output_tokens[:, None])
-        columns = self._columns
-        cost = contexts.input_tokens[:, None] * columns.price_input + tokens * columns.price_output
-        result: Floats = cost / (1_000.0 * NANO_PER_USD)
-        return result
-
     def _offered(self) -> list[tuple[int, int]]:
         """Return the arms that are offered requests whatever their estimates say, by column.
 
@@ -330,27 +276,12 @@ class Pareto:
         return [
             Forced(
                 column=column,
-                share=self._numbers["force"] / new if missing else self._numbers["probe"],
+                share=self._options.force / new if missing else self._options.probe,
                 allowed=open_arms[:, column] & (best_possible[:, column] > best),
                 count=missing or len(score),
             )
             for column, missing in offered
         ]
-
-    def _tokens(self, lessons: Lessons) -> Floats:
-        """Return the output tokens: as reported, or from the cost at the price of the decision.
-
-        nan where neither is known.
-        """
-        tokens = lessons.output_tokens.astype(np.float64)
-        for row in np.flatnonzero(tokens < 0).tolist():
-            price = lessons.prices[row] or self._price(lessons.arm)
-            cost = lessons.cost_nanousd.item(row)
-            tokens[row] = np.nan
-            if cost >= 0 and price is not None and price.output > 0:
-                thousandths = cost * 1_000 - lessons.input_tokens.item(row) * price.input
-                tokens[row] = max(thousandths, 0) / price.output
-        return tokens
 
     def _price(self, arm: str) -> Price | None:
         for known in self._arms:
@@ -359,14 +290,6 @@ class Pareto:
         if arm in self._states:
             return None
         raise UnknownArmError(arm)
-
-
-@lru_cache(maxsize=4_096)
-def _published(state: bytes, width: int, forgetting: float) -> tuple[int, Floats, Floats]:
-    """Return experience and moments of a published state; every partition of a worker asks."""
-    other = ArmState(width, forgetting=forgetting)
-    other.restore(state)
-    return other.experience(), other.reward.total(), other.length.total()
 
 
 def _parts(state: bytes) -> tuple[bytes, bytes]:

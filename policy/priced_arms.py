@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy.terms import Arm, Bools, Floats
+from policy.linear import Solution
+from policy.money import NANO_PER_USD
+from policy.terms import Arm, Bools, Contexts, Floats
+
+_LOG_TOKENS_MAX = 18.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,6 +51,18 @@ class PricedArms:
             rewards=[arm.prior_reward for arm in arms],
             log_tokens=[None if count is None else float(np.log1p(count)) for count in tokens],
         )
+
+    def cost_usd(self, contexts: Contexts, lengths: Solution) -> Floats:
+        """Return expected dollars, shape (n, k), from estimates of ``log(1 + output tokens)``.
+
+        At the mean of the log-normal length, which the caller's cap bounds.
+        """
+        logs = lengths.predict(contexts.features) + np.minimum(lengths.variance, 2.0) / 2.0
+        tokens = np.maximum(np.expm1(np.minimum(logs, _LOG_TOKENS_MAX)), 0.0)
+        tokens = np.minimum(tokens, contexts.max_output_tokens[:, None])
+        cost = contexts.input_tokens[:, None] * self.price_input + tokens * self.price_output
+        result: Floats = cost / (1_000.0 * NANO_PER_USD)
+        return result
 
 
 def prior_means(

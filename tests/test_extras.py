@@ -19,7 +19,8 @@ from policy.strong_share import StrongShare
 from policy.switching import SwitchingCost
 from policy.terms import Arm, Learning, Settings, SpansArms
 from streams.replay.data import PSEUDO_TOKENS, Recorded
-from streams.replay.run import Setup, Trace, run
+from streams.replay.run import run
+from streams.replay.setup import Setup, Trace
 from streams.replay.world import Scenario, make_world
 
 ARMS = ("small", "middle", "large")

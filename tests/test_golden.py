@@ -39,7 +39,8 @@ from streams.records import (
     encode,
 )
 from streams.replay.data import Recorded, read
-from streams.replay.run import BUDGET, Setup, Trace, at_ms, first_catalog, request_id, run
+from streams.replay.run import request_id, run
+from streams.replay.setup import BUDGET, Setup, Trace, at_ms, first_catalog
 from streams.replay.world import Scenario, World, make_world
 from tests.deployment import Deployment, Program
 

@@ -17,7 +17,8 @@ from streams.replay import published
 from streams.replay.data import DataError, Recorded, read
 from streams.replay.job import Job, replay
 from streams.replay.references import references
-from streams.replay.run import Setup, run
+from streams.replay.run import run
+from streams.replay.setup import Setup
 from streams.replay.world import Scenario, make_world
 
 MODELS = np.array(["small", "middle", "large"])

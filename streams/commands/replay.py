@@ -20,7 +20,7 @@ from streams.commands.common import foreign_output
 from streams.replay.data import DataError, Recorded, read
 from streams.replay.job import FIRST_SEED, Job, Result
 from streams.replay.regret import replay_lengths
-from streams.replay.run import Setup
+from streams.replay.setup import Setup
 from streams.replay.show import growth_table, phase_table, plot, table
 from streams.replay.world import Kind, Scenario
 

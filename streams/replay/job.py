@@ -11,7 +11,8 @@ import numpy as np
 from policy.terms import Settings
 from streams.replay.data import Recorded
 from streams.replay.published import check_published, run_published
-from streams.replay.run import Setup, Trace, run
+from streams.replay.run import run
+from streams.replay.setup import Setup, Trace
 from streams.replay.summary import summarise
 from streams.replay.world import Scenario, World, make_world
 

@@ -18,7 +18,7 @@ import numpy as np
 from policy.money import NANO_PER_USD
 from policy.terms import Floats
 from streams.replay.data import DataError
-from streams.replay.run import Setup, Trace, trace_of
+from streams.replay.setup import Setup, Trace, trace_of
 from streams.replay.world import World
 
 WIDTH = 26

@@ -10,7 +10,7 @@ from policy.deploy import route
 from policy.money import NANO_PER_USD
 from policy.oracle import within_budget
 from policy.terms import Bools, Floats, Ints
-from streams.replay.run import Trace, trace_of
+from streams.replay.setup import Trace, trace_of
 from streams.replay.world import World
 
 _GOLDEN = 0.6180339887498949

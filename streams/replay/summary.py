@@ -9,7 +9,7 @@ import numpy as np
 
 from policy.pacer import BURST_REQUESTS
 from policy.terms import Floats
-from streams.replay.run import Setup, Trace
+from streams.replay.setup import Setup, Trace
 from streams.replay.world import Scenario, World
 
 TRAIL = 50
