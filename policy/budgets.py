@@ -14,7 +14,7 @@ page's gate, so that a log can be folded over a page that already holds a part o
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy.calendar import window_end_ms, window_start_ms
-from policy.catalog import BudgetSpec, Catalog
-from policy.money import NANO_PER_USD
+from policy.catalog import Catalog
+from policy.declared import Declared
 from policy.pace import PACER_DTYPE, Pacing, add_amounts, adder, charge, correct, hold, roll
 from policy.pacer import Plan
 from policy.pages import Gate
@@ -44,14 +44,10 @@ class Budgets:
         self._gate = gate
         self._index: dict[str, int] = {}
         self._leaves: dict[str, int] = {}
-        self._specs: Mapping[str, BudgetSpec] = {}
         self.names: list[str] = []
         self.paths = Paths(self._ensure)
         self._table: NDArray[Any] = np.zeros(0, BUDGET_DTYPE)
-        self._limit: Ints = np.zeros(0, np.int64)
-        self._ceiling_usd: Floats = np.zeros(0)
-        self._paced: Bools = np.zeros(0, np.bool_)
-        self._pid: Bools = np.zeros(0, np.bool_)
+        self._declared = Declared()
         self._journal: list[tuple[int, bytes]] | None = None
 
     def __len__(self) -> int:
@@ -62,7 +58,7 @@ class Budgets:
     @property
     def limit(self) -> Ints:
         """Return the limits in nano-dollars."""
-        return self._limit[: len(self.names)]
+        return self._declared.limit[: len(self.names)]
 
     @property
     def reserved(self) -> Ints:
@@ -87,26 +83,17 @@ class Budgets:
 
     def set_catalog(self, catalog: Catalog) -> None:
         """Take limits and windows from the catalog; amounts stay as they are."""
-        self._specs = catalog.budgets
         self._leaves.clear()
-        for index, name in enumerate(self.names):
-            self._declare(index, name)
-
-    def _declare(self, index: int, name: str) -> None:
-        spec = self._specs.get(name)
-        per_request = None if spec is None else spec.per_request_nanousd
-        self._limit[index] = spec.limit_nanousd if spec else 0
-        self._ceiling_usd[index] = np.nan if per_request is None else per_request / NANO_PER_USD
-        self._paced[index] = spec is not None and spec.paced
-        self._pid[index] = spec is not None and spec.controller == "pid"
+        self._declared.set_specs(catalog.budgets, self.names)
 
     def path(self, budget: str) -> int:
         """Return the path of the budgets declared now, root first; 0 (none) if itself is not."""
         found = self._leaves.get(budget)
         if found is None:
-            parts = budget.split("/") if budget in self._specs else []
+            specs = self._declared.specs
+            parts = budget.split("/") if budget in specs else []
             names = ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-            found = self.paths.number(" ".join(name for name in names if name in self._specs))
+            found = self.paths.number(" ".join(name for name in names if name in specs))
             self._leaves[budget] = found
         return found
 
@@ -123,22 +110,21 @@ class Budgets:
 
     def _append(self, name: str) -> int:
         index = len(self.names)
-        if index == len(self._limit):
+        if index == len(self._table):
             self._grow(max(2 * index, PAGE))
         if name:
             self._index[name] = index
         self.names.append(name)
-        self._declare(index, name)
+        self._declared.set_name(index, name)
         return index
 
     def _grow(self, size: int) -> None:
-        old = len(self._limit)
-        for column in ("_table", "_limit", "_ceiling_usd", "_paced", "_pid"):
-            array = getattr(self, column)
-            grown = np.zeros(size, array.dtype)
-            grown[:old] = array
-            setattr(self, column, grown)
-        self._table["window_start"][old:] = self._table["window_end"][old:] = -1
+        old = len(self._table)
+        grown = np.zeros(size, BUDGET_DTYPE)
+        grown[:old] = self._table
+        grown["window_start"][old:] = grown["window_end"][old:] = -1
+        self._table = grown
+        self._declared.grow(size)
 
     # -- windows
 
@@ -154,8 +140,7 @@ class Budgets:
 
     def _begin_window(self, index: int, now_ms: int) -> None:
         self._note(index)
-        spec = self._specs.get(self.names[index])
-        window = spec.window if spec else "total"
+        window = self._declared.window(self.names[index])
         start, end = window_start_ms(window, now_ms), window_end_ms(window, now_ms)
         row = self._table[index : index + 1]
         row["window_start"], row["window_end"] = start, end
@@ -190,13 +175,14 @@ class Budgets:
     def free(self, path: int) -> int:
         """Return what may be reserved on the path now."""
         settled, reserved = self._table["settled"], self._table["reserved"]
+        limit = self._declared.limit
         members = self.paths.members(path)
-        return min([int(self._limit[i]) - int(reserved[i]) - int(settled[i]) for i in members])
+        return min([int(limit[i]) - int(reserved[i]) - int(settled[i]) for i in members])
 
     def ultimate(self, path: int) -> int:
         """Return what may be reserved once everything in flight has settled at nothing."""
-        settled = self._table["settled"]
-        return min([int(self._limit[i]) - int(settled[i]) for i in self.paths.members(path)])
+        settled, limit = self._table["settled"], self._declared.limit
+        return min([int(limit[i]) - int(settled[i]) for i in self.paths.members(path)])
 
     def hold(self, pairs: Pairs, *, reserved: Ints, expected_nanousd: Ints) -> None:
         """Hold what decisions reserve on every budget of their paths, at once.
@@ -287,13 +273,10 @@ class Budgets:
 
     def plan(self, budgets: Ints) -> Plan:
         """Return the pacer's plan for these budgets."""
-        return Plan(
-            limit_usd=self._limit[budgets] / NANO_PER_USD,
+        return self._declared.plan(
+            budgets,
             window_start_ms=self._table["window_start"][budgets],
             window_end_ms=self._table["window_end"][budgets],
-            per_request_usd=self._ceiling_usd[budgets],
-            paced=self._paced[budgets],
-            pid=self._pid[budgets],
         )
 
     # -- pages
