@@ -33,6 +33,16 @@ BudgetChanges = dict[str, BudgetSpec | None]
 """Budgets of several entries, None for those that are removed."""
 
 
+class PolicyChangedError(Exception):
+    """The catalog names another policy; a worker takes it up when it starts anew."""
+
+    exit_code = 70
+    """As where another worker took over: whoever supervises the process starts it again."""
+
+    def __init__(self, settings: str) -> None:
+        super().__init__(f"the catalog's policy has changed, starting anew: {settings}")
+
+
 def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
     """Return the catalog after one entry.
 

@@ -31,10 +31,11 @@ from streams.following import Follower
 from streams.intake import Intake
 from streams.log import LogError, LogReader
 from streams.metrics import Metrics
-from streams.partition import Partition, settle_records
+from streams.partition import Partition
 from streams.publisher import Outbox
 from streams.records import BadRecordError, Decision, decode
 from streams.refusing import DeadLetters, known_dead, mark_of
+from streams.settling import settle_records
 from streams.topic_facts import LOGS, check_ids
 
 logger = logging.getLogger(__name__)

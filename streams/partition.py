@@ -7,7 +7,6 @@ tables lies between two batches; it is written when all decisions in it are ackn
 from __future__ import annotations
 
 import asyncio
-import base64
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,23 +14,23 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from policy.decide import decide
 from policy.pages import Position
 from policy.requests import Incoming, Requests
-from policy.settle import APPLIED, Verdict, overdue, pass_over, settle_all
+from policy.settle import APPLIED, Verdict, overdue
 from policy.state import State
 from streams import topics
+from streams.admission import admit
 from streams.checkpoints import FORMAT, Kept, Table, write_pages, write_position
 from streams.failpoints import pass_point
-from streams.following import Follower
+from streams.following import Follower, PolicyChangedError
 from streams.intake import Intake
 from streams.metrics import Metrics
 from streams.outgoing import decision_records
 from streams.publisher import Headers, Outbox
-from streams.records import Statistics, encode
 from streams.refusing import DeadLetters, mark_of
+from streams.settling import settle_records
+from streams.statistics_records import CLOCK, statistics_records
 
 CHUNK = 2_048
 """Requests that are decided in one call."""
@@ -109,49 +108,18 @@ class Partition:
             await self._refuse_parked(arrival.offset, verdict)
 
     async def _decide_records(self, records: Sequence[Any]) -> None:
-        requests, refused = self.make_intake().requests(records)
-        for place, error in refused.items():
-            verdict = Verdict("refused", error.reason, error.detail)
-            record = records[place]
-            await self._refuse(topics.REQUESTS, record.offset, record.value, verdict)
-        requests = await self._without_misplaced(records, requests)
-        past: set[int] = set()
-        for row, constraints in requests.constraints.items():
-            if (
-                constraints.deadline_ms is not None
-                and requests.at_ms[row] > constraints.deadline_ms
-            ):
-                verdict = Verdict("refused", "deadline_past", "read after its deadline")
-                offset = requests.offsets[row]
-                past.add(offset)
-                await self._refuse(topics.REQUESTS, offset, _value_at(records, offset), verdict)
+        intake, number = self.make_intake(), self.number
+        requests, refused = admit(intake, records, number=number, partitions=self.partitions)
+        for offset, verdict in refused.items():
+            await self._refuse(topics.REQUESTS, offset, _value_at(records, offset), verdict)
         self._headers.update((r.offset, r.headers) for r in records if r.headers)
         now_ms = max((record.timestamp for record in records), default=0)
         for request in await self._decide(requests, now_ms=now_ms):
-            if request.offset in past:
+            if request.offset in refused:
                 continue  # It has its dead letter.
             verdict = Verdict("refused", "conflict", "this request id was used with other content")
             value = _value_at(records, request.offset)
             await self._refuse(topics.REQUESTS, request.offset, value, verdict)
-
-    async def _without_misplaced(self, records: Sequence[Any], requests: Requests) -> Requests:
-        """Refuse the requests whose key belongs to another partition; return the others.
-
-        A budget that lay in two partitions would have two owners, and its limit twice.
-        """
-        keys = {record.key for record in records}
-        misplaced = {
-            k for k in keys if topics.home_partition(k or b"", self.partitions) != self.number
-        }
-        if not misplaced:
-            return requests
-        lost = {r.offset: r.value for r in records if r.key in misplaced}
-        kept = np.array([offset not in lost for offset in requests.offsets], np.bool_)
-        for row in np.flatnonzero(~kept).tolist():
-            offset = requests.offsets[row]
-            verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
-            await self._refuse(topics.REQUESTS, offset, lost[offset], verdict)
-        return requests.where(kept)
 
     async def _decide(
         self, requests: Requests | Sequence[Incoming], *, now_ms: int
@@ -238,7 +206,7 @@ class Partition:
         idle, self._idle_at = at == self._idle_at, at
         if idle and self.state.waiting:
             async with self.lock:
-                await self._decide([], now_ms=await self.statistics.broker_time(_CLOCK))
+                await self._decide([], now_ms=await self.statistics.broker_time(CLOCK))
 
     # -- state out
 
@@ -304,20 +272,7 @@ class Partition:
         if not learned:
             return
         policy = self.state.catalog.settings.policy
-        values = [
-            encode(
-                Statistics(
-                    partition=self.number,
-                    arm=arm,
-                    policy=policy,
-                    decisions=position.decisions,
-                    outcomes=position.outcomes,
-                    state_b64=base64.b64encode(state).decode(),
-                )
-            )
-            for arm, state in learned.items()
-        ]
-        keys = [f"{self.number}:{arm}".encode() for arm in learned]
+        keys, values = statistics_records(self.number, policy, position, learned)
         await self.statistics.send(None, values, keys=keys)
         await self.statistics.flush()
 
@@ -326,43 +281,3 @@ def _value_at(records: Sequence[Any], offset: int) -> bytes | None:
     """Return the value of the record at an offset; the records are in the order of theirs."""
     value: bytes | None = records[bisect_left(records, offset, key=attrgetter("offset"))].value
     return value
-
-
-def settle_records(
-    state: State, intake: Intake, records: Sequence[Any], partitions: int
-) -> list[Verdict]:
-    """Apply the next records of the outcomes; a bad one lets only the time go on."""
-    arrivals, errors = intake.outcomes(records)
-    refused = {place: Verdict("refused", e.reason, e.detail) for place, e in errors.items()}
-    for place, record in enumerate(records):
-        if topics.home_partition(record.key or b"", partitions) != record.partition:
-            refused[place] = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
-    if not refused:
-        return settle_all(state, arrivals)
-    verdicts: list[Verdict] = []
-    # Read rows and records are not in step where something was refused.
-    row = start = 0
-    for place, record in enumerate(records):
-        if place not in refused:
-            row += 1
-            continue
-        verdicts += settle_all(state, arrivals.between(start, row))
-        pass_over(state, record.offset, record.timestamp)
-        verdicts.append(refused[place])
-        row += place not in errors
-        start = row
-    return verdicts + settle_all(state, arrivals.between(start, row))
-
-
-_CLOCK = encode(Statistics(partition=-1, arm="", policy="", decisions=0, outcomes=0, state_b64=""))
-"""A record of the statistics that teaches nothing; its acknowledgement tells the time."""
-
-
-class PolicyChangedError(Exception):
-    """The catalog names another policy; a worker takes it up when it starts anew."""
-
-    exit_code = 70
-    """As where another worker took over: whoever supervises the process starts it again."""
-
-    def __init__(self, settings: str) -> None:
-        super().__init__(f"the catalog's policy has changed, starting anew: {settings}")

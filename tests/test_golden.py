@@ -24,7 +24,6 @@ from streams.client import Decisions
 from streams.embedded import KafkaServer
 from streams.intake import Intake
 from streams.outgoing import decision_records
-from streams.partition import settle_records
 from streams.records import (
     ArmEntry,
     BudgetEntry,
@@ -42,6 +41,7 @@ from streams.replay.data import Recorded, read
 from streams.replay.run import request_id, run
 from streams.replay.setup import BUDGET, Setup, Trace, at_ms, first_catalog
 from streams.replay.world import Scenario, World, make_world
+from streams.settling import settle_records
 from tests.deployment import Deployment, Program
 
 SEED = 3000

@@ -78,17 +78,18 @@ def test_restored_state_goes_on_bitwise_the_same(first: int, second: int) -> Non
 
 
 @settings(deadline=None)
-@given(cuts=st.lists(st.integers(0, 300), max_size=6))
-def test_how_observations_are_divided_changes_nothing(cuts: list[int]) -> None:
+@given(cuts=st.lists(st.integers(0, 1_500), max_size=12), width=st.sampled_from([WIDTH, 27, 65]))
+def test_how_observations_are_divided_changes_nothing(cuts: list[int], width: int) -> None:
     rng = np.random.default_rng(5)
-    rows, values = rng.normal(size=(300, WIDTH)), rng.normal(size=300)
-    values[150:] += 3.0  # An alarm in the middle of a block.
-    one, several = new(), new()
-    for x, y in zip(rows, values, strict=True):
-        add(one, x, y)
-    edges = [0, *sorted(cuts), 300]
-    for start, end in pairwise(edges):
-        several.add(rows[start:end], values[start:end], np.ones(end - start))
+    rows, values = rng.normal(size=(1_500, width)), rng.normal(size=1_500)
+    values[750:] += 3.0  # An alarm in the middle of a block.
+    weights = rng.uniform(0.1, 1.0, size=1_500)
+    one, several = (Moments(width, forgetting=0.9995, noise=0.2) for _ in range(2))
+    for start in range(0, 1_500, 7):
+        part = slice(start, start + 7)
+        one.add(rows[part], values[part], weights[part])
+    for start, end in pairwise([0, *sorted(cuts), 1_500]):
+        several.add(rows[start:end], values[start:end], weights[start:end])
     assert several.vector().tobytes() == one.vector().tobytes()
 
 

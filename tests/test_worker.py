@@ -30,10 +30,10 @@ from streams.intake import Intake
 from streams.log import LogReader
 from streams.metrics import Metrics
 from streams.opening import Opener
-from streams.partition import settle_records
 from streams.publisher import make_producer
 from streams.records import Decision, Outcome, encode
 from streams.replay_log.run import Bound, Report, replay_log
+from streams.settling import settle_records
 from tests.deployment import (
     Deployment,
     Placed,

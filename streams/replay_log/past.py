@@ -18,12 +18,12 @@ from streams.folding import folded_decisions
 from streams.intake import Intake
 from streams.log import LogReader
 from streams.outgoing import decision_records
-from streams.partition import settle_records
 from streams.records import Waiting
 from streams.replay_log.compare import Difference
 from streams.replay_log.histories import Histories, StatisticsView
 from streams.replay_log.places import Scattered, Sequential
 from streams.replay_log.rounds import Placed, Round
+from streams.settling import settle_records
 
 Made = dict[int, tuple[bytes, object]]
 """The record and the headers of each decision of a round, by the offset of its request."""
