@@ -15,18 +15,14 @@ from typing import Literal
 import numpy as np
 
 from policy.baselines.base import (
-    COSTS,
     DECIDED,
-    REWARD_SUM,
-    REWARDS,
-    UNIT_SUM,
     MeansPolicy,
     first_choice,
 )
 from policy.chance import uniforms
 from policy.deploy import deploy, fill, route
-from policy.money import NANO_PER_USD
 from policy.oracle import SolverError
+from policy.stage_bounds import stage_bounds
 from policy.terms import (
     Arm,
     Bools,
@@ -47,7 +43,6 @@ HELD = 2.0 * math.sqrt(HORIZON)
 RESERVE = 0.5
 """Share of the budget that a stage's arms must be able to come down to."""
 _BARRED = 1e6
-_PRIOR_TOKENS = 256.0
 _FIXED = 88
 """Bytes of an arm's sums, deployment and stage counters; the inner policy's state follows."""
 _ON, _PULLS, _STAGE = range(3)
@@ -174,33 +169,11 @@ class StageRoute(MeansPolicy):
             self._inner.merge(arm, source, state[_FIXED:])
 
     def bounds(self) -> tuple[Floats, Floats]:
-        """Return optimistic reward and expected dollars of each arm, shape (k,) each.
-
-        The published program takes optimistic dollars too and overspends by them; a budget that
-        is to hold is planned with expected ones.
-        """
-        totals = self._totals()
-        pulls = totals[:, REWARDS]
-        mean = np.clip((totals[:, REWARD_SUM] + 1.0) / (pulls + 1.0), 0.0, 1.0)
-        upper = np.clip(mean + 2.0 * self._width(mean, pulls), 0.0, 1.0)
-        # A few unlucky answers at the start must not put an arm out for good.
-        tried = np.maximum(totals[:, DECIDED], pulls) >= [arm.explore for arm in self._arms]
+        """Return optimistic reward and expected dollars of each arm, shape (k,) each."""
         # An inner policy explores by itself; an arm too dear for it would keep its slot for ever.
-        tried = tried if self._inner is None else pulls > 0
-        upper = np.where(tried & (pulls > 0), upper, 1.0)
-        # An arm's price is known before its first call: only its tokens are to be learned.
-        known = totals[:, COSTS]
-        usual = (totals[:, UNIT_SUM].sum() + _PRIOR_TOKENS) / (known.sum() + 1.0)
-        unit = (totals[:, UNIT_SUM] + usual) / (known + 1.0)
-        price = np.array(
-            [float(a.price.input + a.price.output) if a.price else 0.0 for a in self._arms]
+        return stage_bounds(
+            self._totals(), self._arms, radius=self._radius, tries=self._inner is None
         )
-        cost = unit * price / (1_000.0 * NANO_PER_USD)
-        return upper, cost
-
-    def _width(self, value: Floats, count: Floats) -> Floats:
-        width = np.sqrt(self._radius * value / (count + 1.0)) + self._radius / (count + 1.0)
-        return np.asarray(width, dtype=np.float64)
 
     def _shared(
         self, contexts: Contexts, dual_price: Floats, eligible: Bools, deployed: Bools
