@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.reservations import blank_rows
+from policy.reservation_rows import blank_rows
 from policy.terms import Arm, Bools, Ints
 from policy.why_not import SCORE, UNDEPLOYED, UNPRICED, Codes
 

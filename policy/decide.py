@@ -29,6 +29,7 @@ from policy.choose import Round, make_round, reserve_best
 from policy.fitting import first_arms_fit
 from policy.outcomes import Arrival
 from policy.requests import UNCONSTRAINED, Incoming, Requests
+from policy.reservation_rows import NONE
 from policy.settle import Verdict, expire, release_parked
 from policy.state import State
 from policy.take import Taken, take
@@ -278,18 +279,18 @@ def _new_requests(
     """Divide requests into new ones, repeated ones, and ones that reuse an id."""
     ids = requests.ids
     found = state.reservations.find_all(ids)
-    new = found.count(None) == len(ids) == len(set(ids))
+    new = not np.count_nonzero(found != NONE) and len(set(ids)) == len(ids)
     if new and (not state.waiting or state.waiting.keys().isdisjoint(ids)):
         return requests, [], []
     kept = np.ones(len(ids), np.bool_)
     duplicates: list[Incoming] = []
     conflicts: list[Incoming] = []
     here: dict[bytes, int] = {}
-    for row, (id_, offset) in enumerate(zip(ids, found, strict=True)):
+    for row, (id_, offset) in enumerate(zip(ids, found.tolist(), strict=True)):
         known = here.get(id_)
         if known is None:
             known = state.waiting.get(id_)
-        if known is None and offset is not None:
+        if known is None and offset != NONE:
             known = state.reservations.row(offset).request_print
         if known is None:
             here[id_] = requests.request_prints[row]

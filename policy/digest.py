@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from policy.pages import PageKey
-from policy.reservations import ROW_DTYPE
+from policy.reservation_rows import ROW_DTYPE
 from policy.state import State
 
 _NUMBERED = ("arm", "segment", "budgets")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from policy.money import Price
 from policy.outcomes import UNKNOWN, Arrivals
 from policy.paths import Pairs
-from policy.reservations import NONE
+from policy.reservation_rows import NONE
 from policy.state import State
 from policy.terms import Bools, Floats, Ints, Lessons
 

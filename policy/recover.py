@@ -20,7 +20,7 @@ from policy.money import Price
 from policy.outcomes import Arrival
 from policy.pages import PageKey, Position
 from policy.requests import Incoming, Requests
-from policy.reservations import blank_rows
+from policy.reservation_rows import blank_rows
 from policy.settle import Verdict, expire, release_parked
 from policy.state import State
 from policy.take import Taken, take

@@ -9,104 +9,25 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.money import Price
 from policy.pages import Gate, PageKey
 from policy.paths import Paths
-from policy.terms import Bools, Floats, Ints
+from policy.request_index import RequestIndex
+from policy.reservation_rows import ID_DTYPE, NONE, ROW_DTYPE, UNKNOWN_ROW, Row, is_open
+from policy.segments import SEGMENT, by_segment, used_before
+from policy.terms import Floats, Ints
 
-SEGMENT = 1_024
 REMEMBERED = 1 << 18
 """Decisions of one partition that are remembered at least; older requests are unknown."""
 
-NONE = -1
 _NEVER_MS = 1 << 62
-ROW_DTYPE = np.dtype(
-    [
-        ("used", "u1"),
-        ("explored", "u1"),
-        ("arm", "<i2"),
-        ("segment", "<i2"),
-        ("budgets", "<i4"),
-        ("input_tokens", "<i4"),
-        ("id", "V16"),
-        ("request_print", "<u8"),
-        ("usage_print", "<u8"),
-        ("reward_print", "<u8"),
-        ("usage_offset", "<i8"),
-        ("reward_offset", "<i8"),
-        ("error_offset", "<i8"),
-        ("expired_by", "<i8"),
-        ("reserved", "<i8"),
-        ("expected", "<i8"),
-        ("decided_ms", "<i8"),
-        ("expires_ms", "<i8"),
-        ("price_version", "<i8"),
-        ("price_input", "<i8"),
-        ("price_output", "<i8"),
-        ("price_cached", "<i8"),
-    ]
-)
-
-
 _CLOSING = frozenset({"usage_offset", "expired_by"})
 """Fields on which it depends whether a reservation is open."""
-_UNKNOWN_ROW = np.zeros(1, ROW_DTYPE)
-_UNKNOWN_ROW["arm"] = NONE
-
-
-def blank_rows(prices: Sequence[Price | None]) -> NDArray[Any]:
-    """Return a row for each of these prices, of which nothing else is known yet, shape (k + 1,).
-
-    The last is that of a rejection.
-    """
-    rows = np.zeros(len(prices) + 1, ROW_DTYPE)
-    rows["used"] = 1
-    for name in ("usage_offset", "reward_offset", "error_offset", "expired_by", "price_cached"):
-        rows[name] = NONE
-    for row, price in enumerate(prices):
-        if price is not None:
-            rows["price_version"][row], rows["price_input"][row] = price.version, price.input
-            rows["price_output"][row] = price.output
-            rows["price_cached"][row] = NONE if price.cached is None else price.cached
-    return rows
-
-
-class Row(NamedTuple):
-    """A remembered decision; amounts in nano-dollars, offsets ``NONE`` where nothing came yet."""
-
-    used: int
-    explored: int
-    arm: int
-    segment: int
-    budgets: int
-    input_tokens: int
-    id: bytes
-    request_print: int
-    usage_print: int
-    reward_print: int
-    usage_offset: int
-    reward_offset: int
-    error_offset: int
-    expired_by: int
-    reserved: int
-    expected: int
-    decided_ms: int
-    expires_ms: int
-    price_version: int
-    price_input: int
-    price_output: int
-    price_cached: int
-
-    @property
-    def is_open(self) -> bool:
-        """Return whether the reservation is neither settled nor expired."""
-        return self.arm != NONE and self.usage_offset == NONE and self.expired_by == NONE
 
 
 class Names:
@@ -134,33 +55,54 @@ class Reservations:
         self._dimensions = dimensions
         self._rows: dict[int, NDArray[Any]] = {}
         self._features: dict[int, NDArray[np.float32]] = {}
-        self._offsets: dict[bytes, int] = {}
+        self._index = RequestIndex()
         self._scan = 0
         self._alarm_ms = 0
         self.arms, self.segments = Names(), Names()
         self.open_count = 0
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._index)
 
     def find(self, request: bytes) -> int | None:
         """Return the offset of the decision for this digest of a request id; None if unknown."""
-        return self._offsets.get(request)
+        offset = self._index.candidate(request)
+        return None if offset == NONE or self._id_at(offset) != request else offset
 
     def row(self, offset: int) -> Row:
         """Return the row of the decision at this offset."""
         return Row(*self._rows[offset // SEGMENT][offset % SEGMENT].item())
 
-    def find_all(self, requests: Sequence[bytes]) -> list[int | None]:
-        """Return :meth:`find` for each of these digests."""
-        return [*map(self._offsets.get, requests)]
+    def find_all(self, requests: Sequence[bytes]) -> Ints:
+        """Return :meth:`find` for each of these digests, shape (n,); ``NONE`` if unknown."""
+        offsets = self._index.candidates(requests)
+        # Hardly any request comes twice.
+        for row in (offsets != NONE).nonzero()[0].tolist():
+            if self._id_at(offsets.item(row)) != requests[row]:
+                offsets[row] = NONE
+        return offsets
+
+    def decisions(self, requests: Sequence[bytes], *, before: int) -> tuple[Ints, NDArray[Any]]:
+        """Return the offsets of the decisions for these digests, and copies of their rows; (n,).
+
+        Where a decision is not known or not below ``before``, the offset is ``NONE`` and the row
+        is that of :meth:`rows`.
+        """
+        offsets = self._index.candidates(requests)
+        offsets[offsets >= before] = NONE
+        rows = self.rows(offsets)
+        other = (rows["id"] != np.frombuffer(b"".join(requests), ID_DTYPE)) & (offsets != NONE)
+        if np.count_nonzero(other):
+            offsets[other] = NONE
+            rows[other] = UNKNOWN_ROW
+        return offsets, rows
 
     def rows(self, offsets: Ints) -> NDArray[Any]:
         """Return copies of the rows of the decisions at these offsets, shape (n,).
 
         At a negative offset, of a decision that is not known, is a row of an arm ``NONE``.
         """
-        parts = _by_segment(offsets)
+        parts = by_segment(offsets)
         if len(parts) == 1 and parts[0][0] >= 0:
             number = parts[0][0]
             return self._rows[number][offsets - number * SEGMENT]
@@ -169,7 +111,7 @@ class Reservations:
             if number >= 0:
                 found[part] = self._rows[number][offsets[part] - number * SEGMENT]
             else:
-                found[part] = _UNKNOWN_ROW
+                found[part] = UNKNOWN_ROW
         return found
 
     def decided_since(self, offsets: Ints, *, before: int) -> Ints:
@@ -182,11 +124,11 @@ class Reservations:
             return np.zeros(0, np.int64)
         first, last = int(offsets.min()) // SEGMENT, -(-before // SEGMENT)
         # What lies before each place of a segment, and before each segment.
-        counts = {n: _used_before(self._rows.get(n), before - n * SEGMENT)
+        counts = {n: used_before(self._rows.get(n), before - n * SEGMENT)
                   for n in range(first, last)}  # fmt: skip
         totals = np.cumsum([0, *(int(counts[n][-1]) for n in range(first, last))])
         result = np.full(len(offsets), totals[-1], np.int64)
-        for number, part in _by_segment(offsets):
+        for number, part in by_segment(offsets):
             if number < last:
                 places = offsets[part] - number * SEGMENT
                 result[part] -= totals[number - first] + counts[number][places]
@@ -197,7 +139,7 @@ class Reservations:
     def features(self, offsets: Ints) -> Floats:
         """Return the features with which decisions were made, shape (n, d)."""
         found = np.empty((len(offsets), self._dimensions))
-        for number, part in _by_segment(offsets):
+        for number, part in by_segment(offsets):
             found[part] = self._features[number][offsets[part] - number * SEGMENT]
         return found
 
@@ -206,7 +148,7 @@ class Reservations:
         features: NDArray[np.float32],
     ) -> None:  # fmt: skip
         """Remember decisions at ascending offsets; not in a segment whose page holds them."""
-        for number, part in _by_segment(offsets):
+        for number, part in by_segment(offsets):
             if not self._gate.passes(("reservation", number)):
                 continue
             kept = self._rows.get(number)
@@ -216,14 +158,14 @@ class Reservations:
             places = offsets[part] - number * SEGMENT
             kept[places] = rows[part]
             self._features[number][places] = features[part]
-            self._offsets.update(zip(ids[part], offsets[part].tolist(), strict=True))
+            self._index.add(ids[part], offsets[part])
             self.open_count += int(np.count_nonzero(is_open(rows[part])))
         if len(rows):
             self._alarm_ms = min(self._alarm_ms, int(rows["expires_ms"].min()))
 
     def change(self, offsets: Ints, **fields: NDArray[Any] | int) -> None:
         """Change fields of rows, unless their page already holds the change."""
-        for number, part in _by_segment(offsets):
+        for number, part in by_segment(offsets):
             if not self._gate.passes(("reservation", number)):
                 continue
             rows, places = self._rows[number], offsets[part] - number * SEGMENT
@@ -276,14 +218,14 @@ class Reservations:
     def forget(self) -> list[PageKey]:
         """Drop the oldest segments beyond ``REMEMBERED`` that hold nothing open; return them."""
         dropped: list[PageKey] = []
-        while len(self._offsets) > REMEMBERED:
+        while len(self._index) > REMEMBERED:
             number = min(self._rows)
             rows = self._rows[number]
             used = rows["used"] == 1
             if (used & is_open(rows)).any():
                 break
-            for offset in np.flatnonzero(used) + number * SEGMENT:
-                self._offsets.pop(rows["id"][offset % SEGMENT].tobytes(), None)
+            places = np.flatnonzero(used)
+            self._index.remove(_ids(rows[places]), places + number * SEGMENT)
             del self._rows[number], self._features[number]
             dropped.append(("reservation", number))
         return dropped
@@ -337,41 +279,15 @@ class Reservations:
         # Made with other features than the policy has now: their outcomes teach nothing.
         if kept.shape[1] == self._dimensions:
             self._features[number][at] = kept
-        for place in at:
-            row = Row(*rows[place].item())
-            self._offsets[row.id] = number * SEGMENT + int(place)
-            self.open_count += row.is_open
+        self._index.add(_ids(loaded), at.astype(np.int64) + number * SEGMENT)
+        self.open_count += int(np.count_nonzero(is_open(loaded)))
+
+    def _id_at(self, offset: int) -> bytes:
+        id_: bytes = self._rows[offset // SEGMENT]["id"][offset % SEGMENT].tobytes()
+        return id_
 
 
-def is_open(rows: NDArray[Any], places: Ints | slice = slice(None)) -> Bools:
-    """Return which rows hold a reservation that is neither settled nor expired.
-
-    With ``places`` it is asked of those rows only, without copying them.
-    """
-    spent = (rows["usage_offset"][places] != NONE) | (rows["expired_by"][places] != NONE)
-    result: Bools = (rows["arm"][places] != NONE) & ~spent
-    return result
-
-
-def _by_segment(offsets: Ints) -> list[tuple[int, Any]]:
-    """Return the segments of these offsets, each with a slice or the indices of its own."""
-    numbers = offsets // SEGMENT
-    found = sorted(set(numbers.tolist()))
-    if len(found) == 1:
-        return [(found[0], slice(0, len(offsets)))]
-    order = [(number, (numbers == number).nonzero()[0]) for number in found]
-    # Slices where they lie together, because decisions' ids are sliced as well.
-    return [
-        (number, slice(at.item(0), at.item(-1) + 1) if at[-1] - at[0] + 1 == len(at) else at)
-        for number, at in order
-    ]
-
-
-def _used_before(rows: NDArray[Any] | None, end: int) -> Ints:
-    """Return how many of a segment's decisions lie before each place, up to ``end``."""
-    counts = np.zeros(SEGMENT + 1, np.int64)
-    if rows is not None:
-        used = rows["used"].astype(np.int64)
-        used[max(end, 0) :] = 0
-        np.cumsum(used, out=counts[1:])
-    return counts
+def _ids(rows: NDArray[Any]) -> list[bytes]:
+    """Return the digests of rows."""
+    ids: list[bytes] = rows["id"].tolist()
+    return ids

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from policy.acceptance import PARK_MS, is_accepted
 from policy.effects import apply, spend_expired
-from policy.outcomes import UNKNOWN, Arrival, Arrivals
+from policy.outcomes import Arrival, Arrivals
 from policy.paths import Pairs
-from policy.reservations import NONE
+from policy.reservation_rows import NONE
 from policy.state import State
 from policy.terms import Bools, Ints
 
@@ -92,15 +92,13 @@ class _Known:
 
     @classmethod
     def of(cls, state: State, arrivals: Arrivals) -> _Known:
-        found, before = state.reservations.find_all(arrivals.ids), state.gate.position.decisions
         # While a log is folded a row may be there before its decision's turn has come.
-        known = [UNKNOWN if o is None or o >= before else o for o in found]
-        decision = np.array(known, np.int64)
-        rows = state.reservations.rows(decision)
+        before = state.gate.position.decisions
+        decision, rows = state.reservations.decisions(arrivals.ids, before=before)
         usage, reward = arrivals.has_usage, arrivals.has_reward
         # An unknown decision has no arm.
         plain = (rows["arm"] != NONE) & (rows["decided_ms"] <= arrivals.at_ms + PARK_MS)
-        once = len(set(known)) == len(known)
+        once = len(set(decision.tolist())) == len(decision)
         for present, column in ((usage, "usage_offset"), (reward, "reward_offset")):
             first = (rows[column] == NONE) | (rows[column] == arrivals.offsets)
             if not once:

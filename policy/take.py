@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from policy.paths import Pairs
 from policy.requests import Requests
-from policy.reservations import NONE
+from policy.reservation_rows import NONE
 from policy.state import State
 from policy.terms import Bools, Floats, Ints
 
@@ -28,7 +28,7 @@ class Taken:
     column : ndarray of int64, shape (n,)
         Index into ``arms`` and ``blank``; -1 for a rejection.
     blank : structured ndarray, shape (k + 1,)
-        The rows of :func:`policy.reservations.blank_rows`.
+        The rows of :func:`policy.reservation_rows.blank_rows`.
     explored : ndarray of bool, shape (n,)
     reserved_nanousd, expected_nanousd : ndarray of int64, shape (n,)
     expires_ms : ndarray of int64, shape (n,), or int for all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
-from policy.reservations import SEGMENT
+from policy.segments import SEGMENT
 from streams.bench.core import HotPath
 from streams.bench.workload import Workload
 

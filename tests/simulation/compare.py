@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from policy.reservations import NONE, ROW_DTYPE, SEGMENT
+from policy.reservation_rows import NONE, ROW_DTYPE
+from policy.segments import SEGMENT
 from policy.state import State
 from streams import topics
 from tests.simulation.process import Process, Rates
