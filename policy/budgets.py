@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from policy.calendar import window_end_ms, window_start_ms
 from policy.catalog import Catalog
 from policy.declared import Declared
+from policy.journal import Journal
 from policy.pace import PACER_DTYPE, Pacing, add_amounts, adder, charge, correct, hold, roll
 from policy.pacer import Plan
 from policy.pages import Gate
@@ -48,7 +49,7 @@ class Budgets:
         self.paths = Paths(self._ensure)
         self._table: NDArray[Any] = np.zeros(0, BUDGET_DTYPE)
         self._declared = Declared()
-        self._journal: list[tuple[int, bytes]] | None = None
+        self.journal = Journal()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -139,7 +140,7 @@ class Budgets:
         return result
 
     def _begin_window(self, index: int, now_ms: int) -> None:
-        self._note(index)
+        self.journal.note(index, self._table[index])
         window = self._declared.window(self.names[index])
         start, end = window_start_ms(window, now_ms), window_end_ms(window, now_ms)
         row = self._table[index : index + 1]
@@ -147,28 +148,10 @@ class Budgets:
         row["reserved"] = row["settled"] = 0
         roll(self._table, index, window_start_ms=start, window_end_ms=end)
 
-    # -- taking back
-
-    def begin_journal(self) -> None:
-        """Keep what changes from here on, until :meth:`end_journal`."""
-        self._journal = []
-
-    def journal_length(self) -> int:
-        """Return how many changes the journal holds."""
-        return len(self._journal or ())
-
-    def end_journal(self, *, undo_from: int | None = None, keep: Container[int] = ()) -> None:
-        """Take back the changes from ``undo_from`` on, except to the budgets in ``keep``."""
-        journal, self._journal = self._journal or [], None
-        if undo_from is None:
-            return
-        for index, row in reversed(journal[undo_from:]):
-            if index not in keep:
-                self._table[index] = np.frombuffer(row, BUDGET_DTYPE)[0]
-
-    def _note(self, index: int) -> None:
-        if self._journal is not None:
-            self._journal.append((index, self._table[index].tobytes()))
+    def undo(self, *, undo_from: int, keep: Container[int] = ()) -> None:
+        """End the journal and take back its changes from there on, except to these budgets."""
+        for index, row in self.journal.end(undo_from, keep=keep):
+            self._table[index] = row
 
     # -- money
 
@@ -244,9 +227,9 @@ class Budgets:
         mine = decided_ms[row] >= self._table["window_start"][budget]
         if np.count_nonzero(mine) < len(mine):
             budget, row = budget[mine], row[mine]
-        if self._journal is not None:
+        if self.journal.open:
             for index in sorted(set(budget.tolist())):
-                self._note(index)
+                self.journal.note(index, self._table[index])
         adder(budget)(self._table["reserved"], budget, -held[row])
         add_amounts(self._table["settled"], budget, spent[row])
         correct(

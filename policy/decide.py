@@ -17,7 +17,6 @@ flight were settled at nothing. Until then it waits: each reservation settles or
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -34,9 +33,8 @@ from policy.settle import Verdict, expire, release_parked
 from policy.state import State
 from policy.take import Taken, take
 from policy.terms import Bools, Ints
+from policy.waiting import take_due, wait
 
-RETRY_MAX = 64
-"""Waiting requests of one budget that are tried again at a time."""
 ONE_BY_ONE = 16
 """Requests that are looked at alone, after one did not fit, before all others are tried again."""
 
@@ -91,16 +89,16 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
     state.gate.begin("decisions", first_offset)
     # Without a decision nothing in the log would say that time has gone on: then all is undone.
     curve = state.curve, state.curve_at
-    state.budgets.begin_journal()
+    state.budgets.journal.begin()
     expired = expire(state, now_ms, cause=2 * first_offset + 1)
     waiting_before = len(state.waiting)
     width = state.dimensions + 1
     if not isinstance(requests, Requests):
         requests = Requests.of(requests, width=width)
     fresh, duplicates, conflicts = _new_requests(state, requests)
-    again = _waiting(state, now_ms)
+    again = take_due(state, now_ms)
     batch = fresh.after(Requests.of(again, width=width)) if again else fresh
-    rolls = state.budgets.journal_length()
+    rolls = len(state.budgets.journal)
     paths = state.budgets.paths_of(batch.budgets)
     pairs = state.budgets.paths.pairs(paths)
     state.budgets.roll(pairs.budgets, now_ms)
@@ -112,10 +110,10 @@ def decide(state: State, requests: Requests | Sequence[Incoming], *, now_ms: int
         take(state, taken)
         released = release_parked(state, taken.requests.ids)
         used = set(taken.pairs.budget.tolist())
-        state.budgets.end_journal(undo_from=rolls, keep=used)
+        state.budgets.undo(undo_from=rolls, keep=used)
         state.gate.tick(now_ms)
     else:
-        state.budgets.end_journal(undo_from=0)
+        state.budgets.undo(undo_from=0)
         state.reservations.revive(expired)
         state.curve, state.curve_at = curve
     return Decided(
@@ -227,7 +225,7 @@ class _Batch:
                 full = len(state.waiting) >= state.limits.deferred_max
                 known = requests.ids[row] in state.waiting
                 if found.rejected == "budget_busy" and (known or not full):
-                    _wait(state, requests.row(row))
+                    wait(state, requests.row(row))
                     self.decided[row] = False
                     return
                 self.rejected[row] = found.rejected
@@ -299,37 +297,3 @@ def _new_requests(
         same = known == requests.request_prints[row]
         (duplicates if same else conflicts).append(requests.row(row))
     return requests.where(kept), duplicates, conflicts
-
-
-def _waiting(state: State, now_ms: int) -> list[Incoming]:
-    """Take those waiting requests out of their queues whose turn has come."""
-    due: list[Incoming] = []
-    for budget in list(state.deferred):
-        queue = state.deferred[budget]
-        oldest = queue[0]
-        overdue = now_ms >= oldest.at_ms + state.limits.defer_ms or (
-            oldest.deadline_ms is not None and now_ms > oldest.deadline_ms
-        )
-        if not overdue and not _shares_root(budget, state.freed):
-            continue
-        due.extend(queue.popleft() for _ in range(min(len(queue), RETRY_MAX)))
-        if not queue:
-            del state.deferred[budget]
-    state.freed.clear()
-    return sorted(due, key=lambda r: r.offset)
-
-
-def _shares_root(budget: str, freed: set[str]) -> bool:
-    root = budget.partition("/")[0]
-    return any(other.partition("/")[0] == root for other in freed)
-
-
-def _wait(state: State, request: Incoming) -> None:
-    queue = state.deferred.setdefault(request.budget, deque())
-    # One that waited before goes back before those that came after it.
-    if request.id in state.waiting:
-        place = next((i for i, r in enumerate(queue) if r.offset > request.offset), len(queue))
-        queue.insert(place, request)
-    else:
-        queue.append(request)
-    state.waiting[request.id] = request.request_print

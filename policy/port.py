@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from policy.baselines.base import DECIDED, drawn, first_choice
-from policy.neighbours import NeighbourPolicy
+from policy.neighbour_policy import NeighbourPolicy
 from policy.oracle import SolverError, arm_budgets_program
 from policy.terms import Arm, Bools, Contexts, Floats, Ranking, Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy.baselines.base import DECIDED, ranked
-from policy.neighbours import NeighbourPolicy
+from policy.neighbour_policy import NeighbourPolicy
 from policy.oracle import within_budget
 from policy.terms import Bools, Contexts, Floats, Ranking
 

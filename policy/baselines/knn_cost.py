@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy.baselines.base import ranked
-from policy.neighbours import NeighbourPolicy
+from policy.neighbour_policy import NeighbourPolicy
 from policy.terms import Bools, Contexts, Floats, Ranking
 
 

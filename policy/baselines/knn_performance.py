@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policy.baselines.base import explored, ranked
-from policy.neighbours import NeighbourPolicy
+from policy.neighbour_policy import NeighbourPolicy
 from policy.terms import Bools, Contexts, Floats, Ranking, Settings
 
 
