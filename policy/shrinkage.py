@@ -46,11 +46,16 @@ def own_strengths(
     Notes
     -----
     With the centred moments ``G`` of an arm's features and ``c`` of its residuals about the shared
-    slopes, ``E|c|^2 = s^2 tr G + t^2 tr G^2`` if own slopes deviate with variance ``t^2`` and
+    slopes, ``E|c|^2 = a s^2 tr G + b t^2 tr G^2`` if own slopes deviate with variance ``t^2`` and
     residuals have variance ``s^2``, taken to be the same for all (an arm that always earns the
-    same would seem infinitely sure otherwise). Summed over the arms this gives ``t^2 / s^2``, whose
-    inverse is the penalty; its sampling variance is ``2 / sum tr G^2``. It is averaged by precision
-    with the expected ratio, which is taken to be as uncertain as it is large.
+    same would seem infinitely sure otherwise). The factors ``a`` and ``b`` are below 1 because the
+    shared slopes were fitted to the same outcomes, the more so the fewer arms there are: with
+    ``h`` an arm's share in them, ``a = 1 - 2 h + h sum(h)`` and ``b = 1 - 2 h + sum(h^2)``. (That
+    is exact where the arms' ``G`` are multiples of one another; ``h`` is taken from their traces,
+    the penalty of the shared slopes counting as an arm that says nothing.) Summed over the arms
+    this gives ``t^2 / s^2``, whose inverse is the penalty; its sampling variance is
+    ``2 / sum(b tr G^2)``. It is averaged by precision with the expected ratio, which is taken to be
+    as uncertain as it is large.
 
     Examples
     --------
@@ -71,8 +76,13 @@ def own_strengths(
     assumed = np.array([5.0 * noise**2 for noise in noises])
     variance = (errors.sum(axis=1) + assumed) / (centred.weight.sum(axis=1) + 5.0)
     misses = ((centred.crossed - fitted) ** 2).sum(axis=2)
-    excesses = (misses / variance[:, None] - centred.trace).sum(axis=1).tolist()
-    found = zip(excesses, centred.norm.sum(axis=1).tolist(), expected, strict=True)
+    trace = centred.trace
+    penalty = slopes.shape[1] * np.array(expected)
+    share = trace / (trace.sum(axis=1) + penalty)[:, None]
+    noise = trace * (1.0 + share * (share.sum(axis=1)[:, None] - 2.0))
+    spreads = centred.norm * (1.0 - 2.0 * share + (share**2).sum(axis=1)[:, None])
+    excesses = (misses / variance[:, None] - noise).sum(axis=1).tolist()
+    found = zip(excesses, spreads.sum(axis=1).tolist(), expected, strict=True)
     return [_strength(excess, max(spread, 1e-300), guess) for excess, spread, guess in found]
 
 

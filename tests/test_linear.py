@@ -266,3 +266,23 @@ def test_centring_is_exact() -> None:
         matrix[:] = shift @ matrix @ shift.T
     found = [own_strength(m, shared, expected=8.0, noise=0.2) for m in (matrices, moved)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("arms", [2, 3, 8])
+def test_the_shrinkage_of_own_slopes_counts_what_the_shared_ones_took(arms: int) -> None:
+    found, deviation, noise = [], 0.03, 0.25
+    for seed in range(10):
+        rng = np.random.default_rng([arms, seed])
+        matrices = []
+        for _ in range(arms):
+            slopes = 0.02 + deviation * rng.normal(size=20)
+            x = rng.normal(size=(1_000, 20))
+            y = x @ slopes + noise * rng.normal(size=1_000)
+            z = np.column_stack([x, np.ones(1_000), y])
+            matrices.append(z.T @ z)
+        stack = np.stack(matrices)
+        total = stack.sum(axis=0)
+        shared = np.linalg.solve(total[:20, :20] + 200.0 * np.eye(20), total[:20, -1])
+        found.append(own_strength(stack, shared, expected=200.0, noise=noise))
+    # Taken as if the shared slopes were known: 2.9 times too much for two arms, twice for three.
+    assert np.exp(np.mean(np.log(found))) == pytest.approx(noise**2 / deviation**2, rel=0.35)
