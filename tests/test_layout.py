@@ -65,3 +65,10 @@ def test_the_import_contracts_hold() -> None:
                           check=False, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+def test_a_module_has_at_most_300_lines() -> None:
+    modules = [path for name in ("policy", "streams") for path in (ROOT / name).rglob("*.py")]
+    assert modules
+    lines = {path.name: len(path.read_text().splitlines()) for path in modules}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
