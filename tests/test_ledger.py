@@ -56,6 +56,21 @@ def topics(ledger_url: str) -> Iterator[Topics]:
         yield topics
 
 
+def test_what_a_flush_reads_does_not_grow_with_the_ledger(topics: Topics) -> None:
+    # No statistics yet: by those the planner would find the right index by itself.
+    for start in range(0, 500, 50):
+        names = [f"r{number}" for number in range(start, start + 50)]
+        topics.writer.flush(topics.unit, topics.batch(*map(decision, names)))
+        topics.unit.cases.clear()
+        topics.writer.flush(topics.unit, topics.batch(*(usage(name, 400) for name in names)))
+    topics.writer.connection.execute("SELECT pg_stat_force_next_flush()")
+    read = "SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE schemaname = 'public'"
+    found = dict(topics.writer.connection.execute(read).fetchall())
+    assert (found["pk_outcomes"], found["pk_transfers"]) == (0, 0)
+    assert found["pk_decisions"] == 500
+    assert topics.wrong() == {}
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["one-flush", "flush-each"])
 @pytest.mark.parametrize("outcome_first", [True, False], ids=["outcome-first", "decision-first"])
 @pytest.mark.parametrize(

@@ -14,20 +14,22 @@ from streams.ledger.fold import Booked, Case, Reported, Stage
 CASES_MAX = 8_192
 """How many requests of a partition stay in memory; others are read again when needed."""
 
+# The sign before the partition keeps the planner from looking rows up by it. On tables that it has
+# no statistics of yet it would, and read every row of the partition for each flush.
 _DECISIONS = """
 SELECT decision_offset, decision_id, request_id, budget, arm, price_version, price_input,
        price_output, price_cached, reserved_nanousd, decided_ms, expires_ms, fingerprint
-FROM decisions WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
+FROM decisions WHERE +partition = %s AND decision_id = ANY(string_to_array(%s, ','))
 """
 _OUTCOMES = """
 SELECT outcome_offset, request_id, decision_id, named_decision_id, at_ms, clock_ms, prompt_tokens,
        completion_tokens, cached_tokens, billed_nanousd, reward
-FROM outcomes WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
+FROM outcomes WHERE +partition = %s AND decision_id = ANY(string_to_array(%s, ','))
 ORDER BY outcome_offset
 """
 _STAGES = """
 SELECT decision_id, kind FROM transfers
-WHERE partition = %s AND decision_id = ANY(string_to_array(%s, ','))
+WHERE +partition = %s AND decision_id = ANY(string_to_array(%s, ','))
     AND kind IN ('reserve', 'expire', 'settle')
 ORDER BY line
 """

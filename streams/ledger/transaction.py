@@ -139,13 +139,14 @@ class Transaction:
         self._cursor.execute(_SWEEP, [partition, start_ms, end_ms])
         lapsed = [decision_id for (decision_id,) in self._cursor]
         self._swept_ms = end_ms
+        if not lapsed:
+            return
         self._unit.cases.load(self._cursor, lapsed)
         for decision_id in lapsed:
             case = self._unit.cases.get(decision_id)
             assert case is not None
             self._post(case)
-        if lapsed:
-            self._write()
+        self._write()
 
     def finish(self) -> bool:
         """Note clock, lines and copies in the cursors; return whether expiry is still behind."""
