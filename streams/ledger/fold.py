@@ -7,9 +7,10 @@ records in the order of their offsets, decision first, always gives the same boo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from policy.acceptance import is_accepted, is_expired, split_cost
 from policy.money import Price, call_cost_nanousd
@@ -20,7 +21,7 @@ Stage = Literal["new", "reserved", "expired", "settled"]
 _PARTS: tuple[Part, Part] = ("usage", "reward")
 
 
-class Posting(NamedTuple):
+class Posting(Struct, frozen=True, gc=False):
     """One transfer to be booked; ``cause`` is the record that it stems from."""
 
     kind: str
@@ -32,7 +33,7 @@ class Posting(NamedTuple):
     offset: int
 
 
-class Booked(NamedTuple):
+class Booked(Struct, frozen=True, gc=False):
     """What the books need of an effective decision; ``price`` is None for a rejection."""
 
     offset: int
@@ -47,7 +48,7 @@ class Booked(NamedTuple):
     fingerprint: bytes
 
 
-class Reported(NamedTuple):
+class Reported(Struct, frozen=True, gc=False):
     """What the books need of an outcome; ``clock_ms`` is the partition's clock at its record.
 
     ``decision_id`` follows from key and request id; ``named_decision_id`` is what the record says.
@@ -99,8 +100,7 @@ class Copy(NamedTuple):
     first_offset: int | None
 
 
-@dataclass(slots=True, kw_only=True)
-class Case:
+class Case(Struct, kw_only=True, gc=False):
     """One request: its decision, which outcomes count for it, and what is booked already."""
 
     decision: Booked

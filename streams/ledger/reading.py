@@ -34,7 +34,9 @@ def read_decision(value: bytes | None) -> tuple[Decision, bytes]:
         decision.arm or "",
         decision.rejected or "",
     )
-    if "\0" in "".join(texts) or max(map(len, texts)) > TEXT_MAX:
+    text = "".join(texts)
+    # If all together are short enough, each is.
+    if "\0" in text or (len(text) > TEXT_MAX and max(map(len, texts)) > TEXT_MAX):
         raise BadRecordError("range", f"a text holds NUL or over {TEXT_MAX} characters")
     if not decision.decision_id or not decision.request_id or not decision.budget:
         raise BadRecordError("range", "decision_id, request_id or budget is empty")
@@ -87,7 +89,6 @@ def _price(tag: PriceTag) -> Price:
 def booked(decision: Decision, mark: bytes, *, offset: int) -> Booked:
     """Return what the books need of the decision that lies at ``offset``."""
     price = None if decision.arm is None else price_of(decision)
-    # By position: a decision of each request passes here.
     return Booked(
         offset,
         decision.decision_id,

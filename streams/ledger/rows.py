@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from psycopg import sql
 from sqlalchemy import BigInteger, Boolean, Double, Integer, LargeBinary, Table, Text
 
@@ -25,7 +26,7 @@ _TYPES: dict[type, str] = {
 }
 
 
-class Raw(NamedTuple):
+class Raw(Struct, frozen=True, gc=False):
     """A record as it lay in its topic."""
 
     offset: int
