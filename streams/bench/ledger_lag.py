@@ -25,6 +25,7 @@ _TICK_S = 0.1
 _POLL_S = 0.2
 
 Say = Callable[[str], None]
+Ledger = psycopg.Connection[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +51,14 @@ async def measure(kafka: str, home: Path, load: Load, *, say: Say) -> dict[str, 
         }  # fmt: skip
         async with _Feeder(kafka) as feeder:
             await feeder.append(list(make_pairs(Shape(pairs=load.backlog), start=0)))
-            with Program([*TOLLWAY, "sink"], settings) as sink:
-                result = await _work_off(sink, url, server.pid, load.backlog)
+            # One connection for all looks: to open one takes longer than the look itself.
+            with (
+                psycopg.connect(connection_string(url), autocommit=True) as ledger,
+                Program([*TOLLWAY, "sink"], settings) as sink,
+            ):
+                result = await _work_off(sink, ledger, server.pid, load.backlog)
                 say(f"backlog: {result['pairs_per_s']:,} pairs/s")
-                return result | await _follow(feeder, sink, url, load, say=say)
+                return result | await _follow(feeder, sink, ledger, load, say=say)
     finally:
         await asyncio.to_thread(server.stop)
 
@@ -93,13 +98,13 @@ class _Feeder:
 
 
 async def _work_off(
-    sink: Program, url: str, postgres_pid: int | None, pairs: int
+    sink: Program, ledger: Ledger, postgres_pid: int | None, pairs: int
 ) -> dict[str, float]:
     marks: list[tuple[int, float, float, float]] = []
     deadline = time.monotonic() + DEADLINE_S
     while not marks or marks[-1][0] < 2 * pairs:
         await asyncio.sleep(_POLL_S)
-        booked = await asyncio.to_thread(_booked, url)
+        booked = await asyncio.to_thread(_booked, ledger)
         if booked:
             cpu = cpu_seconds(sink.pid), tree_cpu_seconds(postgres_pid)
             marks.append((booked, time.monotonic(), *cpu))
@@ -114,12 +119,12 @@ async def _work_off(
 
 
 async def _follow(
-    feeder: _Feeder, sink: Program, url: str, load: Load, *, say: Say
+    feeder: _Feeder, sink: Program, ledger: Ledger, load: Load, *, say: Say
 ) -> dict[str, float]:
     """Append at the rate, and look how many pairs are not booked yet."""
     count = int(load.rate * load.seconds)
     pairs = list(make_pairs(Shape(pairs=count), start=load.backlog))
-    before, appended, lags = await asyncio.to_thread(_booked, url), 0, []
+    before, appended, lags = await asyncio.to_thread(_booked, ledger), 0, []
     began = looked = time.monotonic()
     while appended < count:
         due = min(int((time.monotonic() - began + _TICK_S) * load.rate), count)
@@ -127,10 +132,10 @@ async def _follow(
         appended = due
         if time.monotonic() - looked >= _POLL_S:
             looked = time.monotonic()
-            lags.append(appended - (await asyncio.to_thread(_booked, url) - before) / 2)
+            lags.append(appended - (await asyncio.to_thread(_booked, ledger) - before) / 2)
         await asyncio.sleep(max(began + appended / load.rate - _TICK_S - time.monotonic(), 0.0))
     ended = time.monotonic()
-    while await asyncio.to_thread(_booked, url) < before + 2 * count:
+    while await asyncio.to_thread(_booked, ledger) < before + 2 * count:
         await asyncio.sleep(_POLL_S / 2)
         _check(sink, ended + DEADLINE_S)
     result = {
@@ -151,11 +156,10 @@ def _check(sink: Program, deadline: float) -> None:
         sink.fail(f"was not done in {DEADLINE_S} s")
 
 
-def _booked(url: str) -> int:
+def _booked(ledger: Ledger) -> int:
     """Return how many records of both topics are booked."""
-    with psycopg.connect(connection_string(url)) as connection:
-        row = connection.execute(
-            "SELECT coalesce(sum(next_offset), 0)::bigint FROM cursors WHERE topic = ANY(%s)",
-            [[topics.DECISIONS, topics.OUTCOMES]],
-        ).fetchone()
+    row = ledger.execute(
+        "SELECT coalesce(sum(next_offset), 0)::bigint FROM cursors WHERE topic = ANY(%s)",
+        [[topics.DECISIONS, topics.OUTCOMES]],
+    ).fetchone()
     return 0 if row is None else int(row[0])
