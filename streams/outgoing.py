@@ -6,12 +6,13 @@ deciding it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 import msgspec
 from msgspec import NODEFAULT
+from numpy.typing import NDArray
 
 from policy.choices import Choices
 from policy.decide import Decided
@@ -32,6 +33,8 @@ _Columns: Any = msgspec.defstruct(
 )
 """The candidates of a decision, whose columns may be encoded already."""
 _encoder = msgspec.json.Encoder()
+_BLOCK = 16
+"""Rows of numbers that are made at once: enough for numpy, few enough for a cache."""
 
 
 def decision_records(
@@ -78,11 +81,14 @@ def decision_records(
         "budgets": choices.positions,
         "waiting": _waiting(decided, count),
     }
-    # One after the other, as many as there are requests, in C.
-    structs = list(map(_Row, *(by_name[f.name] for f in _FIELDS)))
+    # One after the other, as many as there are requests, in C. Each is encoded, and its numbers
+    # are freed, before the next is made: with many arms those of all would not fit the
+    # processor's cache. Nor are they encoded together: a buffer of all their megabytes would be
+    # grown, copied and cut apart.
+    structs: Iterator[Any] = map(_Row, *(by_name[f.name] for f in _FIELDS))
     if len(rows) < count:
-        structs = [structs[row] for row in rows]
-    # One by one: a buffer of all their megabytes would be grown, copied and cut apart.
+        kept = set(rows)
+        structs = (struct for row, struct in enumerate(structs) if row in kept)
     return [_encoder.encode(struct) for struct in structs]
 
 
@@ -108,12 +114,18 @@ def _candidates(choices: Choices, column: Sequence[int]) -> Iterable[Any]:
     return map(
         _Columns,
         repeat(arms),
-        rounds.reward.round(6).tolist(),
-        rounds.cost_nanousd.tolist(),
-        rounds.bound_nanousd.tolist(),
-        rounds.score.round(6).tolist(),
+        _rows(rounds.reward.round(6)),
+        _rows(rounds.cost_nanousd),
+        _rows(rounds.bound_nanousd),
+        _rows(rounds.score.round(6)),
         _why_not(choices, column),
     )
+
+
+def _rows(values: NDArray[Any]) -> Iterator[list[Any]]:
+    """Return the rows of an array as lists, made when they are asked for."""
+    for start in range(0, len(values), _BLOCK):
+        yield from values[start : start + _BLOCK].tolist()
 
 
 def _why_not(choices: Choices, column: Sequence[int]) -> list[Any]:
