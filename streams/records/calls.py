@@ -80,7 +80,16 @@ class Candidates(Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         """Refuse columns of different lengths with a ``ValueError``."""
-        if {len(getattr(self, name)) for name in self.__struct_fields__} != {len(self.arm)}:
+        # Spelt out: every reader of a decision comes by here.
+        alike = (
+            len(self.arm)
+            == len(self.reward)
+            == len(self.cost_nanousd)
+            == len(self.bound_nanousd)
+            == len(self.score)
+            == len(self.why_not)
+        )
+        if not alike:
             raise ValueError("candidates must have columns of one length")
 
     def __len__(self) -> int:
