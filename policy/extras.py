@@ -17,6 +17,8 @@ from policy.switching import SwitchingCost
 from policy.terms import Floats, Learning
 
 Value = float | int | str | bool
+_LENGTH = 4
+"""Bytes that say how many the options keep of an arm."""
 
 OPTIONS = frozenset(
     {"latency_weight", "switching_cost", "resident", "floor", "strong", "strong_share", "pairwise"}
@@ -113,3 +115,20 @@ class Extras:
         for extra in self._extras:
             if extra.name in known:
                 extra.restore(arm, known[extra.name])
+
+
+def joined(extra: bytes, state: bytes) -> bytes:
+    """Return what the options keep of an arm and what was learned of it, together."""
+    return len(extra).to_bytes(_LENGTH, "little") + extra + state
+
+
+def parted(state: bytes) -> tuple[bytes, bytes]:
+    """Return what :func:`joined` was given.
+
+    Examples
+    --------
+    >>> parted(joined(b"kept", b"learned"))
+    (b'kept', b'learned')
+    """
+    end = _LENGTH + int.from_bytes(state[:_LENGTH], "little")
+    return state[_LENGTH:end], state[end:]

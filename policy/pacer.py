@@ -27,9 +27,10 @@ HORIZON = 200.0
 """Requests over which a balance is made good."""
 SAFETY = 2.0
 """Standard deviations of the open calls' cost that are held back below a ceiling."""
-SAFETY_OWN = 8.0
-"""The same for the call to be decided, beyond a few ceilings: answers have long tails, and what a
-surprise takes away is missed by many cheaper calls that gain more from it."""
+SAFETY_OWN = 16.0
+"""The same for the call to be decided, beyond a few ceilings: one answer in a thousand costs ten
+times what was expected, and what a surprise takes away is missed by many cheaper calls that gain
+more from it."""
 MODEST = 3.0
 """Calls of up to so many ceilings need no such margin."""
 START_REQUESTS, START_FADES = 5.0, 50.0

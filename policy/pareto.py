@@ -16,7 +16,7 @@ import numpy as np
 
 from policy.arm_state import LENGTH_NOISE, REWARD_NOISE, ArmState, published
 from policy.extra import Scored
-from policy.extras import Extras
+from policy.extras import Extras, joined, parted
 from policy.lengths import output_tokens
 from policy.linear import Solution, Solver
 from policy.marks import mark_of, split_mark
@@ -43,8 +43,6 @@ _REWARD_PRIOR, _LENGTH_PRIOR = 0.5, float(np.log1p(300.0))
 _LENGTH_SIGNAL = 0.3
 _OLDEST = 10_000
 """Decisions after which an outcome's weight falls no further."""
-_EXTRA = 4
-"""Bytes that say how many the options keep of an arm; these come next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,6 +142,12 @@ class Pareto:
             explored=mixed.explored,
         )
 
+    def estimates(self, contexts: Contexts) -> tuple[Floats, Floats]:
+        """Return expected reward and dollars of each arm, shape (n, k) each, as :meth:`rank`."""
+        fit = self._solved()
+        reward = np.minimum(np.maximum(fit.reward.predict(contexts.features), 0.0), 1.0)
+        return reward, self._columns.cost_usd(contexts, fit.length)
+
     def decided(self, arm: str, features: Floats, *, explored: bool) -> None:
         """Count the pull; forced pulls end by it, however late the outcomes come."""
         self._state(arm).pulls += 1
@@ -182,10 +186,7 @@ class Pareto:
 
     def dump(self, arm: str) -> bytes:
         """Return what was learned of one arm in this partition."""
-        extra = self._extras.dump(arm)
-        return self._features + (
-            len(extra).to_bytes(_EXTRA, "little") + extra + self._state(arm).dump()
-        )
+        return self._features + joined(self._extras.dump(arm), self._state(arm).dump())
 
     def load(self, arm: str, state: bytes) -> None:
         """Put back what :meth:`dump` returned; ``ValueError`` if it is of another shape.
@@ -193,7 +194,7 @@ class Pareto:
         Of what was learned from other features only the means are taken over.
         """
         features, rest = split_mark(state)
-        extra, vector = _parts(rest)
+        extra, vector = parted(rest)
         loaded = self._new()
         loaded.restore(vector)
         if features != self._features:
@@ -208,7 +209,7 @@ class Pareto:
         features, rest = split_mark(state)
         if features != self._features:
             raise ValueError("learned from other features")
-        found = published(_parts(rest)[1], self._width, self._options.forgetting)
+        found = published(parted(rest)[1], self._width, self._options.forgetting)
         self._state(arm).merge(source, *found)
         self._fit = None
 
@@ -290,9 +291,3 @@ class Pareto:
         if arm in self._states:
             return None
         raise UnknownArmError(arm)
-
-
-def _parts(state: bytes) -> tuple[bytes, bytes]:
-    """Return what the options keep of an arm, and what was learned of it."""
-    end = _EXTRA + int.from_bytes(state[:_EXTRA], "little")
-    return state[_EXTRA:end], state[end:]

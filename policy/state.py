@@ -26,6 +26,7 @@ from policy.requests import Incoming
 from policy.reservations import Reservations
 from policy.terms import (
     BatchPolicy,
+    Bools,
     Contexts,
     Floats,
     Ints,
@@ -138,8 +139,7 @@ class State:
         every = min(max(position // 8, CURVE_EVERY), CURVE_EVERY_MOST)
         if self.curve is not None and position - self.curve_at < every:
             return
-        routable = self.columns.routable
-        if not routable.any():
+        if not self.columns.routable.any():
             return
         kept = min(self._ring_count, RING)
         features: Floats = self._ring_features[:kept].astype(np.float64)
@@ -154,14 +154,19 @@ class State:
             max_output_tokens=np.ascontiguousarray(tokens[:, 1]),
             seeds=np.zeros(len(tokens), np.uint64),
         )
-        eligible = np.broadcast_to(routable, (len(tokens), len(routable)))
-        ranking = self.policy.rank(
-            contexts, dual_price=np.zeros(len(tokens)), eligible=np.ascontiguousarray(eligible)
-        )
-        taken = eligible & (ranking.score > -np.inf)
+        reward, cost_usd, taken = self._foretold(contexts)
         if taken.any():
-            self.curve = spend_curve(ranking.reward, ranking.cost_usd, taken)
+            self.curve = spend_curve(reward, cost_usd, taken)
             self.curve_at = position
+
+    def _foretold(self, contexts: Contexts) -> tuple[Floats, Floats, Bools]:
+        """Return reward and dollars of each arm, and where the policy would take it; (n, k)."""
+        routable = self.columns.routable
+        eligible = np.ascontiguousarray(np.broadcast_to(routable, (len(contexts), len(routable))))
+        if self.batch_policy is not None:
+            return *self.batch_policy.estimates(contexts), eligible
+        ranking = self.policy.rank(contexts, dual_price=np.zeros(len(contexts)), eligible=eligible)
+        return ranking.reward, ranking.cost_usd, eligible & (ranking.score > -np.inf)
 
     @property
     def clock_ms(self) -> int:

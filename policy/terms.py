@@ -228,10 +228,14 @@ class Policy(Protocol):
 class BatchPolicy(Policy, Protocol):
     """A policy that takes many records at once; other policies are given them one by one.
 
-    ``in_batches`` is False where an option makes the order of different arms' records matter.
+    ``in_batches`` is False where an option makes the order of different arms' records matter, or
+    scores follow from more than reward, cost and chance.
     """
 
     in_batches: bool
+
+    def estimates(self, contexts: Contexts) -> tuple[Floats, Floats]:
+        """Return reward and dollars as :meth:`Policy.rank` does, shape (n, k) each, unscored."""
 
     def decided_all(self, arm: str, features: Floats, *, explored: Bools) -> None:
         """As :meth:`Policy.decided` for decisions in their order, features of shape (n, d)."""

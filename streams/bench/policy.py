@@ -157,8 +157,7 @@ class Bare:
         if self._curve is None or total - self._curve_at >= CURVE_EVERY_MOST:
             few = _part(contexts, slice(0, RING))
             eligible = np.ones((len(few), len(self._arms)), np.bool_)
-            ranking = self._policy.rank(few, dual_price=np.zeros(len(few)), eligible=eligible)
-            self._curve = spend_curve(ranking.reward, ranking.cost_usd, eligible)
+            self._curve = spend_curve(*self._policy.estimates(few), eligible)
             self._curve_at = total
         return self._curve
 
