@@ -15,9 +15,9 @@ from policy.linear import slope_strength
 from policy.terms import Floats
 from policy.watch import Watch
 
-BLOCK, BLOCK_LATER = 16, 32
-"""Observations that are folded in at once; fewer at the start, so that nothing waits long, and more
-where a model has seen so much that it does not matter."""
+BLOCK, BLOCK_LATER = 8, 32
+"""Observations that are folded in at once; few where each tells much and a change is to be noticed
+soon, fewer yet at the start, and more where a model has seen so much that it does not matter."""
 _LATER = 4_096
 _CHECK_EVERY = 256
 """Observations between two estimates to watch; up to so many each block brings another."""
