@@ -29,8 +29,7 @@ SAFETY = 2.0
 """Standard deviations of the open calls' cost that are held back below a ceiling."""
 SAFETY_OWN = 16.0
 """The same for the call to be decided, beyond a few ceilings: one answer in a thousand costs ten
-times what was expected, and what a surprise takes away is missed by many cheaper calls that gain
-more from it."""
+times as much as expected, and many cheaper calls miss what it takes."""
 MODEST = 3.0
 """Calls of up to so many ceilings need no such margin."""
 START_REQUESTS, START_FADES = 5.0, 50.0
