@@ -128,27 +128,26 @@ class Moments:
         return taken
 
     def _fold(self, blocks: Floats, weights: Floats) -> None:
-        """Add blocks of observations, shape (k, n, width + 1), to the matrix."""
+        self.matrix = self._folded(blocks, weights)
+
+    def _folded(self, blocks: Floats, weights: Floats) -> Floats:
+        """Return the matrix with blocks of observations, shape (k, n, width + 1), added to it."""
         size = blocks.shape[1]
         # By roots of the weights, so that the products are exactly symmetric.
         scaled = blocks * (np.sqrt(weights) * self._decay[BLOCK_LATER - size :])[..., None]
-        kept = self._forgetting**size
+        kept, matrix = self._forgetting**size, self.matrix
         for product in scaled.transpose(0, 2, 1) @ scaled:
-            product += kept * self.matrix
-            self.matrix = product
-        # Without those before it, which lie in the same memory.
-        self.matrix = self.matrix.copy()
+            product += kept * matrix
+            matrix = product
+        # Without the products before it, which lie in the same memory.
+        return matrix.copy()
 
     def total(self) -> Floats:
         """Return the moments with those observations that still wait, as other partitions see."""
         count = self._count
         if not count:
             return self.matrix
-        rows, roots = self._pending[:count], np.sqrt(self._weights[:count])
-        scaled = rows * (roots * self._decay[BLOCK_LATER - count :])[:, None]
-        kept: Floats = self.matrix * self._forgetting**count
-        kept += scaled.T @ scaled
-        return kept
+        return self._folded(self._pending[None, :count], self._weights[None, :count])
 
     def _estimate(self) -> Floats:
         """Return a plain ridge estimate about the running mean, to watch residuals with."""

@@ -12,6 +12,8 @@ from policy.settle import Verdict
 from streams import topics
 from streams.intake import Intake
 
+MISPLACED = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
+
 
 def admit(
     intake: Intake, records: Sequence[Any], *, number: int, partitions: int
@@ -26,12 +28,11 @@ def admit(
         records[place].offset: Verdict("refused", error.reason, error.detail)
         for place, error in errors.items()
     }
-    lost = _misplaced(records, number, partitions)
+    lost = misplaced(records, number, partitions)
     if lost:
         kept = np.array([offset not in lost for offset in requests.offsets], np.bool_)
-        verdict = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
         rows = np.flatnonzero(~kept).tolist()
-        refused |= {requests.offsets[row]: verdict for row in rows}
+        refused |= {requests.offsets[row]: MISPLACED for row in rows}
         requests = requests.where(kept)
     for row, constraints in requests.constraints.items():
         deadline_ms = constraints.deadline_ms
@@ -41,7 +42,7 @@ def admit(
     return requests, refused
 
 
-def _misplaced(records: Sequence[Any], number: int, partitions: int) -> set[int]:
+def misplaced(records: Sequence[Any], number: int, partitions: int) -> set[int]:
     """Return the offsets of records whose key belongs to another partition.
 
     A budget that lay in two partitions would have two owners, and its limit twice.

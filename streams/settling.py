@@ -7,19 +7,19 @@ from typing import Any
 
 from policy.settle import Verdict, pass_over, settle_all
 from policy.state import State
-from streams import topics
+from streams.admission import MISPLACED, misplaced
 from streams.intake import Intake
 
 
 def settle_records(
     state: State, intake: Intake, records: Sequence[Any], partitions: int
 ) -> list[Verdict]:
-    """Apply the next records of the outcomes; a bad one lets only the time go on."""
+    """Apply the next records of a partition's outcomes; a bad one lets only the time go on."""
     arrivals, errors = intake.outcomes(records)
     refused = {place: Verdict("refused", e.reason, e.detail) for place, e in errors.items()}
-    for place, record in enumerate(records):
-        if topics.home_partition(record.key or b"", partitions) != record.partition:
-            refused[place] = Verdict("refused", "wrong_partition", "not the murmur2 of its key")
+    if records and (lost := misplaced(records, records[0].partition, partitions)):
+        places = (place for place, record in enumerate(records) if record.offset in lost)
+        refused |= dict.fromkeys(places, MISPLACED)
     if not refused:
         return settle_all(state, arrivals)
     verdicts: list[Verdict] = []
