@@ -23,7 +23,7 @@ TABLE_OF = {
     "reservation": "reservations",
 }
 """The table of each kind of page."""
-FORMAT = 4
+FORMAT = 5
 """Of the pages. Pages of another format are left alone: the state comes from the topics then."""
 
 

@@ -5,15 +5,15 @@ Records are read a batch at a time and into columns; one that is wrong is left o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from policy.catalog import Catalog
-from policy.chance import scramble
 from policy.outcomes import UNKNOWN, Arrivals
 from policy.requests import Constraints, Incoming, Requests
 from policy.terms import Ints
@@ -183,16 +183,12 @@ def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes])
         _whole([0 if u is None else u.cached_tokens for u in usages]),
         _whole([outcome.cost_nanousd for outcome in read]),
     ]
-    usage_print = np.zeros(len(read), np.uint64)
-    for column in columns:
-        usage_print = scramble(usage_print ^ column.view(np.uint64))
     # A negative zero is the same reward.
     reward = 0.0 + np.array([np.nan if o.reward is None else o.reward for o in read], np.float64)
     against = [outcome.against for outcome in read]
-    reward_print = scramble(reward.view(np.uint64))
+    rewards = _cut(reward)
     for row in [row for row, arm in enumerate(against) if arm is not None]:
-        compared = _prints([f"{reward.item(row)} {against[row]}".encode()])
-        reward_print[row] = compared[0]
+        rewards[row] += (against[row] or "").encode()
     return Arrivals(
         offsets=np.array([record.offset for record in records], np.int64),
         ids=ids,
@@ -201,9 +197,9 @@ def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes])
         output_tokens=columns[1],
         cached_tokens=columns[2],
         cost_nanousd=columns[3],
-        usage_print=usage_print,
+        usage_print=np.array(_prints(_cut(np.stack(columns, axis=1))), np.uint64),
         reward=reward,
-        reward_print=reward_print,
+        reward_print=np.array(_prints(rewards), np.uint64),
         latency_ms=_whole([outcome.latency_ms for outcome in read]),
         error=np.array([outcome.error is not None for outcome in read], np.bool_),
         against=against,
@@ -215,10 +211,14 @@ def _whole(values: Sequence[int | None]) -> Ints:
 
 
 def _prints(values: Sequence[bytes]) -> list[int]:
-    """Return 64 bits of a hash of each value."""
-    hashed = [hashlib.blake2b(value, digest_size=8).digest() for value in values]
-    prints: list[int] = np.frombuffer(b"".join(hashed), "<u8").tolist()
-    return prints
+    """Return 64 bits of each value, to tell whether what came twice is the same."""
+    return [xxh3_64_intdigest(value) for value in values]
+
+
+def _cut(values: NDArray[Any]) -> list[bytes]:
+    """Return the bytes of each row."""
+    raw, size = values.tobytes(), values[:1].nbytes
+    return [raw[start : start + size] for start in range(0, len(raw), size or 1)]
 
 
 def _root(key: bytes | None) -> str:
