@@ -18,6 +18,7 @@ from policy.pacer import (
     BURST_REQUESTS,
     HELD_MOST,
     Plan,
+    Standing,
     affordable,
     dual_price,
     request_rate,
@@ -256,6 +257,29 @@ def test_who_is_refused(cheapest: float, spent: float, fits: bool) -> None:
     cost = CEILING * np.array([cheapest, np.inf])
     found = allowed(pace, plan(ceiling=CEILING), cost)
     assert found.tolist() == [fits, False]
+
+
+@pytest.mark.parametrize(
+    ("cost", "saved", "fits"),
+    [
+        pytest.param(20.0, 150.0, False, id="ten-times-the-cost-would-not-fit"),
+        pytest.param(20.0, 320.0, True, id="saved-for-the-rare-long-answer"),
+        pytest.param(2.0, 3.0, True, id="a-few-ceilings-need-no-such-margin"),
+    ],
+)
+def test_a_dear_call_needs_room_for_a_rare_long_answer(
+    cost: float, saved: float, fits: bool
+) -> None:
+    standing = Standing(
+        ceiling_usd=np.array([CEILING]),
+        requests=np.array([saved]),
+        spent_usd=np.zeros(1),
+        open_usd2=np.zeros(1),
+        noise=np.ones(1),
+    )
+    costs = CEILING * np.array([0.1, cost])
+    found = affordable(standing, costs, cheapest=costs == costs.min())
+    assert found.tolist() == [True, fits]
 
 
 def test_without_a_pace_the_price_is_zero() -> None:
