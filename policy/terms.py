@@ -262,7 +262,9 @@ class Settings:
     ``features`` is the version of what makes them, empty for what producers send and for the
     shipped encoder: what was learned from other features is not taken over.
     Reward windows are kept for each of the ``segments``; requests of any other count under
-    ``other``, so that a producer cannot make state grow by inventing names.
+    ``other``, so that a producer cannot make state grow by inventing names. With a
+    ``segment_weight`` the last of the ``dimensions`` are columns for the segments
+    (:mod:`policy.segment_features`).
     """
 
     policy: str = "pareto"
@@ -270,4 +272,15 @@ class Settings:
     seed: int = 0
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     segments: tuple[str, ...] = ()
+    segment_weight: float = 0.0
     features: str = ""
+
+    @property
+    def segment_columns(self) -> int:
+        """Number of features that say which segment a request is of."""
+        return len(self.segments) if self.segment_weight > 0.0 else 0
+
+    @property
+    def given(self) -> int:
+        """Number of features that a request or its encoder brings."""
+        return self.dimensions - self.segment_columns

@@ -124,7 +124,7 @@ class Encoders:
         EncoderError
             If there is no such encoder, or it makes another number of features.
         """
-        name, wanted = catalog.encoder, catalog.settings.dimensions
+        name, wanted = catalog.encoder, catalog.settings.given
         if name == NONE:
             return None
         encoder = self._read.get(name)

@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from policy.catalog import BudgetSpec, Catalog
 from policy.money import Price
 from policy.registry import make_policy
+from policy.segment_features import features_name
 from policy.terms import Arm, PolicyError, Settings
 from streams import topics
 from streams.records import (
@@ -79,8 +80,14 @@ def apply_entry(catalog: Catalog, entry: CatalogEntry) -> Catalog:
         dimensions=entry.dimensions,
         seed=entry.seed,
         options=entry.options,
-        segments=tuple(entry.segments),
-        features="" if entry.encoder in ("none", "lexical") else entry.encoder,
+        segments=tuple(dict.fromkeys(entry.segments)),
+        segment_weight=entry.segment_weight,
+    )
+    encoder = "" if entry.encoder in ("none", "lexical") else entry.encoder
+    settings = replace(
+        settings,
+        dimensions=entry.dimensions + settings.segment_columns,
+        features=features_name(encoder, settings),
     )
     try:
         make_policy(settings)

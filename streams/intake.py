@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from policy.catalog import Catalog
 from policy.outcomes import UNKNOWN, Arrivals
 from policy.requests import Constraints, Incoming, Requests
+from policy.segment_features import with_segments
 from policy.terms import Ints
 from streams.bulk import decode_outcomes, decode_requests
 from streams.features import FEATURE_MAX, Encode, Features
@@ -56,7 +57,7 @@ class Intake:
         places: list[int] = []
         read: list[Request] = []
         roots: list[str] = []
-        features = Features(self.catalog.settings.dimensions, self.encode, known)
+        features = Features(self.catalog.settings.given, self.encode, known)
         budgets = self.catalog.budgets
         root_of: dict[tuple[bytes | None, str], str] = {}
         decoded = decode_requests([record.value for record in records])
@@ -80,17 +81,18 @@ class Intake:
             roots.append(root)
         ids = request_digests(roots, [request.request_id for request in read])
         matrix, finite = features.matrix()
+        segments = self._segments(read)
         requests = Requests(
             offsets=[record.offset for record in kept],
             ids=ids,
             request_prints=_prints([record.value for record in kept]),
             budgets=[request.budget for request in read],
-            features=matrix,
+            features=with_segments(matrix, segments, self.catalog.settings),
             input_tokens=np.array([r.input_tokens for r in read], np.int64),
             max_output_tokens=np.array([r.max_output_tokens for r in read], np.int64),
             at_ms=[record.timestamp for record in kept],
             seeds=np.frombuffer(b"".join(ids), "<u8")[::2] ^ np.uint64(self.catalog.settings.seed),
-            segments=self._segments(read),
+            segments=segments,
             names=[request.request_id for request in read],
             constraints=_constraints(read),
         )

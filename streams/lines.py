@@ -141,7 +141,10 @@ def _entry(record: CatalogEntry) -> str:
         return f"{usd(record.limit_nanousd)} per {record.window}{mean}{paced}"
     assert isinstance(record, PolicyEntry)
     options = "".join(f", {name}={value}" for name, value in record.options.items())
-    return f"{record.policy}, {record.dimensions} features, encoder {record.encoder}{options}"
+    count = f"{record.dimensions} features"
+    if record.segment_weight > 0.0:
+        count += f" and {len(record.segments)} segments"
+    return f"{record.policy}, {count}, encoder {record.encoder}{options}"
 
 
 def _statistics(record: Statistics) -> str:

@@ -71,6 +71,14 @@ def test_an_encoder_is_found_by_the_name_that_decisions_have_for_it(tmp_path: Pa
         encoders.of_version("lexical-000000000000")
 
 
+def test_an_encoder_makes_the_features_beside_the_segments(tmp_path: Path) -> None:
+    entry = PolicyEntry(encoder="lexical", segments=["code", "maths"], segment_weight=0.7)
+    found = apply_entry(Catalog(), entry)
+    assert Encoders(tmp_path).get(found) is not None
+    assert found.settings.dimensions == 66
+    assert found.settings.features.startswith("+segments-")
+
+
 def test_an_encoder_that_is_not_there_or_another_is_refused(tmp_path: Path) -> None:
     encoders = Encoders(tmp_path)
     with pytest.raises(EncoderError, match="tollway encoder add"):

@@ -85,7 +85,7 @@ class Worker:
         self.catalog = first_catalog(world, setup)
         self.intake = Intake(catalog=self.catalog, encode=None)
         self.state = State(
-            dimensions=world.recorded.dimensions,
+            dimensions=self.catalog.settings.dimensions,
             make_policy=make_policy,
             catalog=self.catalog,
             limits=Limits(reservation_ttl_ms=10**12),
@@ -131,6 +131,7 @@ def request_of(recorded: Recorded, row: int, step: int) -> Request:
         input_tokens=int(recorded.input_tokens[row]),
         max_output_tokens=TOKENS_MAX,
         features=recorded.features[row, :-1].tolist(),
+        segment=recorded.segments[row] if recorded.segments else "all",
     )
 
 
@@ -164,7 +165,18 @@ def setup_of(policy: str, options: dict[str, Any]) -> Setup:
     ],
 )
 def test_replay_and_worker_decide_alike(world: World, policy: str, options: dict[str, Any]) -> None:
-    setup = setup_of(policy, options)
+    assert_alike(world, setup_of(policy, options))
+
+
+def test_segments_are_features_of_both(world: World) -> None:
+    known, plain = read(DATA), run(world, setup_of("pareto", {}), seed=SEED)
+    told = replace(world.recorded, segments=known.segments, segment_names=known.segment_names)
+    assert len(known.segment_names) == 3
+    trace = assert_alike(replace(world, recorded=told), setup_of("pareto", {}))
+    assert trace.arm.tolist() != plain.arm.tolist()
+
+
+def assert_alike(world: World, setup: Setup) -> Trace:
     trace = run(world, setup, seed=SEED)
     decisions = by_worker(world, setup)
     assert [decision.arm for decision in decisions] == arms_of(world, trace)
@@ -172,6 +184,7 @@ def test_replay_and_worker_decide_alike(world: World, policy: str, options: dict
     prices = [decision.budgets[0].dual_price for decision in decisions]
     assert prices == trace.dual_price.tolist()
     assert len({decision.arm for decision in decisions}) > 1
+    return trace
 
 
 @pytest.fixture
@@ -231,7 +244,7 @@ def entries_of(world: World, setup: Setup) -> list[CatalogEntry]:
     settings, budget = catalog.settings, catalog.budgets[BUDGET]
     entries: list[CatalogEntry] = [
         PolicyEntry(
-            policy=settings.policy, dimensions=settings.dimensions, encoder="none",
+            policy=settings.policy, dimensions=settings.given, encoder="none",
             options=settings.options,
         ),
         BudgetEntry(

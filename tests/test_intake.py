@@ -15,12 +15,14 @@ from policy.catalog import BudgetSpec, Catalog
 from policy.money import Price
 from policy.requests import Incoming
 from policy.terms import Arm, Settings
+from streams.following import apply_entry
 from streams.intake import Intake
 from streams.records import (
     ArmEntry,
     BadRecordError,
     Decision,
     Outcome,
+    PolicyEntry,
     Request,
     decision_id,
     decode,
@@ -164,3 +166,29 @@ def test_a_segment_that_the_catalog_does_not_name_counts_under_other() -> None:
         for more in ({"segment": "extraction"}, {"segment": "x" * 90}, {})
     ]  # fmt: skip
     assert taken == ["extraction", "other", "all"]
+
+
+def test_segments_with_a_weight_are_features_after_those_given() -> None:
+    entry = PolicyEntry(dimensions=2, encoder="none", segments=["b", "a", "b"], segment_weight=0.5)
+    catalog = apply_entry(CATALOG, entry)
+    assert (catalog.settings.given, catalog.settings.dimensions) == (2, 4)
+    intake = Intake(catalog, None)
+    rows = [
+        one_request(intake, raw(features=[7, 8], **more)).features.tolist()
+        for more in ({"segment": "a"}, {"segment": "b"}, {"segment": "x"}, {})
+    ]
+    assert rows == [[7, 8, 0, 0.5, 1], [7, 8, 0.5, 0, 1], [7, 8, 0, 0, 1], [7, 8, 0, 0, 1]]
+    with pytest.raises(BadRecordError, match="4 features, not 2"):
+        one_request(intake, raw(features=[7, 8, 0, 0.5]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"segments": ["b", "a"]}, {"segment_weight": 0.6}, {"segment_weight": 0.0}]
+)
+def test_what_was_learned_with_other_segments_is_of_other_features(change: dict[str, Any]) -> None:
+    entry = {"encoder": "none", "segments": ["a", "b"], "segment_weight": 0.5}
+    first, other = (
+        apply_entry(CATALOG, PolicyEntry(**{**entry, **more})).settings.features
+        for more in ({}, change)
+    )
+    assert first != other

@@ -375,3 +375,44 @@ def test_shuffling_comes_before_the_split(cli: typer.Typer, tmp_path: Path) -> N
         rewards.append(json.loads(done.stdout)["policies"]["cheapest"]["reward"])
     assert rewards[0] == pytest.approx(0.8)
     assert 0.3 < rewards[1] < 0.7
+
+
+def with_source(count: int = 400) -> dict[str, Any]:
+    """Return data in which only the source says when the cheap arm is good enough."""
+    values, rng = arrays(count), np.random.default_rng(5)
+    easy = rng.random(count) < 0.5
+    values["reward"][:, 0] = np.where(easy, 0.9, 0.3)
+    values["source"] = np.where(easy, "easy", "bbh/hard").astype(object)
+    return values
+
+
+def test_where_a_request_is_from_is_a_feature(cli: typer.Typer, tmp_path: Path) -> None:
+    data = save(tmp_path / "data.npz", with_source())
+    rewards = []
+    for extra in ([], ["--segments", "source"], ["--segments", "none"]):
+        arguments = ["replay", str(data), "--prior-share", "0.5", "--ceiling", "0.00025",
+                     "--seeds", "2", "--json", *extra]  # fmt: skip
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        rewards.append(json.loads(done.stdout)["policies"]["pareto"]["reward"])
+    assert rewards[0] == rewards[1] > rewards[2] + 0.03
+
+
+def test_the_weight_of_segments_is_the_length_of_the_features(tmp_path: Path) -> None:
+    values = with_source()
+    found = read(save(tmp_path / "data.npz", values))
+    length = np.sqrt((values["features"] ** 2).sum(axis=1).mean())
+    assert found.segment_weight == pytest.approx(length, rel=0.05)
+    part = found.rows(np.array([3, 1]))
+    assert part.segments == (values["source"][3], values["source"][1])
+    assert part.segment_names == ("bbh/hard", "easy")
+
+
+def test_too_many_segments_are_none_unless_asked_for(tmp_path: Path) -> None:
+    values = with_source() | {"source": np.arange(400).astype(str)}
+    data = save(tmp_path / "data.npz", values)
+    assert read(data).segment_names == ()
+    with pytest.raises(DataError, match="400 segments"):
+        read(data, segments="source")
+    with pytest.raises(DataError, match="task is missing"):
+        read(data, segments="task")

@@ -44,6 +44,9 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--set", help="An option: k=v, or policy:k=v.")
         ] = None,
         features: Annotated[str | None, typer.Option(help="Array of features to use.")] = None,
+        segments: Annotated[
+            str | None, typer.Option(help="Array of segments: source, task, …, or none.")
+        ] = None,
         prior: Annotated[Path | None, typer.Option(help="Learn all of this file first.")] = None,
         prior_share: Annotated[
             float, typer.Option(min=0.0, max=0.95, help="Learn the first share of DATA first.")
@@ -89,7 +92,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Replay recorded data through the worker's own core and say how good it was."""
         try:
-            stream, learned = _data(data, prior, prior_share, features, shuffle)
+            stream, learned = _data(data, prior, prior_share, features, shuffle, segments)
             if arm_budgets is not None:
                 numbers = [FIRST_SEED + number for number in range(seeds)]
                 from streams.replay.arm_budgets import compare_arm_budgets
@@ -130,7 +133,7 @@ def register(app: typer.Typer) -> None:
                     seeds=seeds,
                     requests=length,
                     published=(
-                        _data(data, None, prior_share, "features", shuffle)[0]
+                        _data(data, None, prior_share, "features", shuffle, "none")[0]
                         if published
                         else None
                     ),
@@ -151,16 +154,21 @@ def register(app: typer.Typer) -> None:
 
 
 def _data(
-    data: Path, prior: Path | None, prior_share: float, features: str | None, shuffle: int | None
+    data: Path,
+    prior: Path | None,
+    prior_share: float,
+    features: str | None,
+    shuffle: int | None,
+    segments: str | None,
 ) -> tuple[Recorded, Recorded | None]:
-    stream = read(data, features=features)
+    stream = read(data, features=features, segments=segments)
     if shuffle is not None:
         # A file that is sorted by task would be learned on one task and replayed on another.
         stream = stream.rows(np.random.default_rng(shuffle).permutation(len(stream)))
     if prior is not None and prior_share > 0.0:
         raise DataError("give --prior or --prior-share, not both")
     if prior is not None:
-        return stream, read(prior, features=features)
+        return stream, read(prior, features=features, segments=segments)
     if prior_share == 0.0:
         return stream, None
     first = int(len(stream) * prior_share)

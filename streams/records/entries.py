@@ -64,7 +64,9 @@ class PolicyEntry(Record, tag_field="kind", tag="policy"):
     """Which policy decides, and how requests become features. Key ``policy``.
 
     Reward windows are kept by arm for each of the ``segments``; a request of another segment
-    counts under ``other``.
+    counts under ``other``. With a ``segment_weight`` the segments are features, too, besides the
+    ``dimensions`` that come from a prompt or vector: a column for each, which holds this number for
+    its requests and 0 for others. The usual length of a vector suits: 0.7 for ``lexical``.
     """
 
     policy: Identifier = "pareto"
@@ -73,6 +75,7 @@ class PolicyEntry(Record, tag_field="kind", tag="policy"):
     seed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     options: dict[str, float | int | str | bool] = {}
     segments: Annotated[list[Identifier], Meta(max_length=256)] = []
+    segment_weight: Annotated[float, Meta(ge=0.0, le=1_000.0)] = 0.0
 
 
 CatalogEntry = ArmEntry | PriceEntry | BudgetEntry | PolicyEntry

@@ -13,13 +13,14 @@ A file is an ``.npz`` with
 ``price_out_microusd_per_mtok``           (k,)
 ``latency_ms`` (optional)                 (n, k)     milliseconds of each call
 ``release`` (optional)                    (k,)       ISO dates
-``source`` or ``task`` (optional)         (n,)       where a request is from
+``source`` or ``task`` (optional)         (n,)       segment of each request, a text
 ========================================  =========  ==============================================
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 import zipfile
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ from numpy.typing import NDArray
 from policy.money import NANO_PER_USD, TOKENS_MAX, Price
 from policy.terms import Floats, Ints
 
+SEGMENTS_MAX = 256
+"""As many as a catalog may list."""
+_SEGMENT_KEYS = ("source", "task")
 PSEUDO_TOKENS = 10_000
 """Where a file has costs but no tokens, an arm's median call is counted as so many tokens."""
 
@@ -43,7 +47,10 @@ class DataError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recorded:
-    """Recorded data; n requests, k arms, d features with the constant."""
+    """Recorded data; n requests, k arms, d features with the constant.
+
+    ``segments`` says where each request is from; ``segment_names`` are those of the whole file.
+    """
 
     models: tuple[str, ...]
     features: NDArray[np.float32]
@@ -53,6 +60,8 @@ class Recorded:
     prices: tuple[Price, ...]
     release: tuple[str, ...] | None = None
     latency_ms: Ints | None = None
+    segments: tuple[str, ...] = ()
+    segment_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of requests."""
@@ -68,6 +77,17 @@ class Recorded:
         """Whether the file gave costs, which are kept as tokens of an invented price."""
         return not self.input_tokens.any() and not any(price.input for price in self.prices)
 
+    @property
+    def segment_weight(self) -> float:
+        """What a segment's column holds: as much as the features are long, in the root mean square.
+
+        So one ridge penalty suits both, whatever the features' scale; 0 without segments.
+        """
+        if not self.segment_names:
+            return 0.0
+        squares = self.features[:, :-1].astype(np.float64) ** 2
+        return float(f"{math.sqrt(squares.sum(axis=1).mean()):.2g}") or 1.0
+
     def rows(self, part: slice | Ints) -> Recorded:
         """Return a part of the requests."""
         return replace(
@@ -77,6 +97,7 @@ class Recorded:
             input_tokens=self.input_tokens[part],
             output_tokens=self.output_tokens[part],
             latency_ms=None if self.latency_ms is None else self.latency_ms[part],
+            segments=tuple(np.array(self.segments, object)[part]) if self.segments else (),
         )
 
     def cost_nanousd(self) -> Ints:
@@ -87,10 +108,12 @@ class Recorded:
         return -(-thousandths // 1_000)
 
 
-def read(path: Path, *, features: str | None = None) -> Recorded:
+def read(path: Path, *, features: str | None = None, segments: str | None = None) -> Recorded:
     """Return the recorded data of a file.
 
     ``features`` names the array to use; by default ``lexical`` if there is one, else ``features``.
+    ``segments`` names the array that says where a request is from, or is ``none``; by default
+    ``source`` or ``task`` if there is one with at most ``SEGMENTS_MAX`` different texts.
 
     Raises
     ------
@@ -112,6 +135,7 @@ def read(path: Path, *, features: str | None = None) -> Recorded:
     release = tuple(str(d) for d in arrays.get("release")) if "release" in arrays.names else None
     constant = bool((matrix[:, -1] == 1.0).all())
     wide = matrix if constant else np.hstack([matrix, np.ones((rows, 1))])
+    places, names = _segments(arrays, rows, segments)
     recorded = Recorded(
         models=models,
         features=wide.astype(np.float32),
@@ -121,9 +145,27 @@ def read(path: Path, *, features: str | None = None) -> Recorded:
         prices=(),
         release=release,
         latency_ms=_latency(arrays, (rows, width)),
+        segments=places,
+        segment_names=names,
     )
     known = "output_tokens" in arrays.names and "price_out_microusd_per_mtok" in arrays.names
     return _with_tokens(arrays, recorded) if known else _with_costs(arrays, recorded)
+
+
+def _segments(
+    arrays: _Arrays, rows: int, key: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the segment of each request and the names of all; nothing if there are none."""
+    found = key or next((name for name in _SEGMENT_KEYS if name in arrays.names), "none")
+    if found == "none":
+        return (), ()
+    array = arrays.get(found)
+    arrays.check_shape(found, array, (rows,))
+    places = tuple(str(place) for place in array)
+    names = tuple(sorted(set(places)))
+    if len(names) > SEGMENTS_MAX and key is not None:
+        raise DataError(f"{arrays.path}: {key} names {len(names)} segments, not {SEGMENTS_MAX}")
+    return (places, names) if len(names) <= SEGMENTS_MAX else ((), ())
 
 
 def _latency(arrays: _Arrays, shape: tuple[int, ...]) -> Ints | None:

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policy.decide import decide
 from policy.money import TOKENS_MAX, Price
 from policy.outcomes import Arrival
 from policy.registry import make_policy
 from policy.requests import Incoming
+from policy.segment_features import with_segments
 from policy.settle import settle
 from policy.state import Limits, State
-from policy.terms import Floats, Learning
+from policy.terms import Floats, Learning, Settings
 from streams.records import request_digest
 from streams.replay.data import DataError, Recorded
 from streams.replay.setup import BUDGET, Setup, Trace, at_ms, first_catalog, trace_of
@@ -66,12 +68,13 @@ class _Runner:
         self._seed = seed
         self._catalog = first_catalog(world, setup, cold=cold)
         self._state = State(
-            dimensions=world.recorded.dimensions,
+            dimensions=self._catalog.settings.dimensions,
             make_policy=make_policy,
             catalog=self._catalog,
             # Nothing expires: an outcome comes when its turn has come.
             limits=Limits(reservation_ttl_ms=10**12),
         )
+        self._features = _features(world.recorded, self._catalog.settings)
         count = len(world.order)
         self._rewarded = np.random.default_rng([seed, 1]).random(count) < setup.feedback_share
         self._arm = np.full(count, -1, np.int64)
@@ -85,7 +88,8 @@ class _Runner:
         """Teach the policy every outcome of the prior, and show its contexts to the pacer."""
         if prior.features.shape[1] != self._world.recorded.features.shape[1]:
             raise DataError("the prior has another number of features")
-        features = prior.features.astype(np.float64)
+        shown = _features(prior, self._catalog.settings)
+        features = shown.astype(np.float64)
         columns = [
             (name, prior.models.index(name)) for name in self._columns if name in prior.models
         ]
@@ -110,7 +114,7 @@ class _Runner:
                 )
                 self._state.lengths_of(name).add(np.array([tokens]))
             self._state.remember_contexts(
-                prior.features[row : row + 1],
+                shown[row : row + 1],
                 np.array([prior.input_tokens[row]]),
                 np.array([TOKENS_MAX]),
             )
@@ -140,7 +144,7 @@ class _Runner:
                     id=identity,
                     request_print=step,
                     budget=BUDGET,
-                    features=self._world.recorded.features[row],
+                    features=self._features[row],
                     input_tokens=int(self._world.recorded.input_tokens[row]),
                     max_output_tokens=TOKENS_MAX,
                     at_ms=at_ms(step),
@@ -203,6 +207,11 @@ class _Runner:
         """Return what happened."""
         base = trace_of(self._world, self._arm)
         return replace(base, dual_price=self._price, explored=self._explored)
+
+
+def _features(recorded: Recorded, settings: Settings) -> NDArray[np.float32]:
+    """Return the features as the worker would make them of such requests."""
+    return with_segments(recorded.features, recorded.segments, settings)
 
 
 def _latency(recorded: Recorded, row: int, column: int) -> int | None:

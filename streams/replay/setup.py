@@ -25,7 +25,7 @@ class Setup:
     Parameters
     ----------
     settings : Settings
-        Policy and its options; the dimensions are taken from the data. With the option
+        Policy and its options; dimensions and segments are taken from the data. With the option
         ``pairwise`` outcomes bring comparisons with another arm's answer instead of rewards.
     ceiling_nanousd : int or None
         Mean cost of a request that must be kept.
@@ -95,7 +95,13 @@ def first_catalog(world: World, setup: Setup, *, cold: bool = False) -> Catalog:
     Where a file has costs but no tokens, an arm's price is of units of its own: without a prior
     (``cold``) the catalog says how many of them a usual answer takes, as an operator would.
     """
-    settings = replace(setup.settings, dimensions=world.recorded.dimensions)
+    recorded = world.recorded
+    settings = replace(
+        setup.settings,
+        segments=recorded.segment_names,
+        segment_weight=recorded.segment_weight,
+        dimensions=recorded.dimensions + len(recorded.segment_names),
+    )
     catalog = Catalog(settings=settings)
     usual = PSEUDO_TOKENS if cold and world.recorded.costs_only else None
     for column, name in enumerate(world.recorded.models):
