@@ -29,6 +29,7 @@ from policy.pace import PACER_DTYPE, Pacing, add_amounts, adder, charge, correct
 from policy.pacer import Plan
 from policy.pages import Gate
 from policy.paths import Pairs, Paths
+from policy.structured import put_rows, rows_at
 from policy.terms import Bools, Floats, Ints
 
 PAGE = 128
@@ -200,7 +201,7 @@ class Budgets:
             kept = requests > 0 if passing is None else passing & (requests > 0)
             budgets, requests, cost = budgets[kept], requests[kept], cost[kept]
             dual_price, planned_usd = dual_price[kept], planned_usd[kept]
-        rows = self._table[budgets]
+        rows = rows_at(self._table, budgets)
         charge(
             rows,
             requests=requests,
@@ -209,7 +210,7 @@ class Budgets:
             planned_usd=planned_usd,
             now_ms=now_ms,
         )
-        self._table[budgets] = rows
+        put_rows(self._table, budgets, rows)
 
     def settle(
         self, pairs: Pairs, *, decided_ms: Ints, held: Ints, spent: Ints, delta_nanousd: Ints,
@@ -251,8 +252,7 @@ class Budgets:
 
     def rows(self, budgets: Ints) -> Pacing:
         """Return a copy of the amounts and the pacing state of these budgets, shape (m,)."""
-        rows: Pacing = self._table[budgets]
-        return rows
+        return rows_at(self._table, budgets)
 
     def plan(self, budgets: Ints) -> Plan:
         """Return the pacer's plan for these budgets."""

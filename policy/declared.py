@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from policy.catalog import BudgetSpec
 from policy.money import NANO_PER_USD
 from policy.pacer import Plan
+from policy.structured import rows_at
 from policy.terms import Ints
 
 _DTYPE = np.dtype(
@@ -64,7 +65,7 @@ class Declared:
 
     def plan(self, budgets: Ints, *, window_start_ms: Ints, window_end_ms: Ints) -> Plan:
         """Return the pacer's plan for budgets in these windows; arrays of shape (m,)."""
-        rows = self._table[budgets]
+        rows = rows_at(self._table, budgets)
         return Plan(
             limit_usd=rows["limit"] / NANO_PER_USD,
             window_start_ms=window_start_ms,

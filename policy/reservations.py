@@ -20,6 +20,7 @@ from policy.paths import Paths
 from policy.request_index import RequestIndex
 from policy.reservation_rows import ID_DTYPE, NONE, ROW_DTYPE, UNKNOWN_ROW, Row, is_open
 from policy.segments import SEGMENT, by_segment, used_before
+from policy.structured import put_rows, rows_at
 from policy.terms import Floats, Ints
 
 REMEMBERED = 1 << 18
@@ -105,11 +106,12 @@ class Reservations:
         parts = by_segment(offsets)
         if len(parts) == 1 and parts[0][0] >= 0:
             number = parts[0][0]
-            return self._rows[number][offsets - number * SEGMENT]
+            return rows_at(self._rows[number], offsets - number * SEGMENT)
         found = np.empty(len(offsets), ROW_DTYPE)
         for number, part in parts:
             if number >= 0:
-                found[part] = self._rows[number][offsets[part] - number * SEGMENT]
+                mine = rows_at(self._rows[number], offsets[part] - number * SEGMENT)
+                put_rows(found, part, mine)
             else:
                 found[part] = UNKNOWN_ROW
         return found
@@ -156,7 +158,7 @@ class Reservations:
                 kept = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
                 self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
             places = offsets[part] - number * SEGMENT
-            kept[places] = rows[part]
+            put_rows(kept, places, rows[part])
             self._features[number][places] = features[part]
             self._index.add(ids[part], offsets[part])
             self.open_count += int(np.count_nonzero(is_open(rows[part])))
@@ -251,7 +253,7 @@ class Reservations:
         return msgspec.msgpack.encode(
             [
                 np.flatnonzero(used).astype("<u2").tobytes(),
-                rows[used].tobytes(),
+                rows_at(rows, used).tobytes(),
                 self._features[number][used].tobytes(),
                 self.arms.texts,
                 [(int(n), self._paths.texts[int(n)]) for n in np.unique(rows["budgets"][used])],
@@ -273,7 +275,7 @@ class Reservations:
             numbers = {old: names.number(text) for old, text in texts.items()}
             loaded[name] = [numbers.get(int(old), NONE) for old in loaded[name]]
         rows = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
-        rows[at] = loaded
+        put_rows(rows, at, loaded)
         self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
         kept = np.frombuffer(features, "<f4").reshape(len(at), -1)
         # Made with other features than the policy has now: their outcomes teach nothing.

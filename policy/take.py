@@ -13,6 +13,7 @@ from policy.paths import Pairs
 from policy.requests import Requests
 from policy.reservation_rows import NONE
 from policy.state import State
+from policy.structured import rows_at
 from policy.terms import Bools, Floats, Ints
 
 
@@ -83,7 +84,7 @@ def _remember(state: State, taken: Taken) -> None:
     for column in dict.fromkeys(taken.column.tolist()):
         if column >= 0:
             numbers[column] = remembered.arms.number(taken.arms[column])
-    rows = taken.blank[taken.column]
+    rows = rows_at(taken.blank, taken.column)
     rows["arm"] = np.array(numbers)[taken.column]
     rows["decided_ms"] = taken.now_ms
     rows["explored"] = taken.explored
