@@ -81,7 +81,11 @@ def output_tokens(lessons: Lessons, *, price: Callable[[str], Price | None]) -> 
     of the arm.
     """
     tokens = lessons.output_tokens.astype(np.float64)
-    for row in np.flatnonzero(tokens < 0).tolist():
+    unknown = tokens < 0.0
+    # Usage is reported almost always.
+    if not np.count_nonzero(unknown):
+        return tokens
+    for row in unknown.nonzero()[0].tolist():
         paid = lessons.prices[row] or price(lessons.arm)
         cost = lessons.cost_nanousd.item(row)
         tokens[row] = np.nan

@@ -126,9 +126,12 @@ class Bare:
         hold(self._pacing, np.zeros(count, np.int64), costs)
         charge(self._pacing, requests=np.array([count]), cost_nanousd=costs.sum(keepdims=True),
                dual_price=price, planned_usd=curve.cost_at(price), now_ms=NOW_MS)  # fmt: skip
-        for column, arm in enumerate(self._arms):
+        # As a worker does, only the arms that were chosen are told of it.
+        for column in sorted(set(chosen.tolist())):
             mine = chosen == column
-            policy.decided_all(arm, contexts.features[mine], explored=ranking.explored[mine])
+            policy.decided_all(
+                self._arms[column], contexts.features[mine], explored=ranking.explored[mine]
+            )
         return chosen, costs
 
     def _learn(self, contexts: Contexts, start: int, chosen: Ints, expected: Ints) -> None:
@@ -140,11 +143,12 @@ class Bare:
         cost = -(-(inputs * price_in + tokens * price_out) // 1_000)
         correct(self._pacing, np.zeros(count, np.int64), delta_nanousd=cost - expected,
                 expected_nanousd=expected)  # fmt: skip
-        for column, arm in enumerate(self._arms):
-            mine = np.flatnonzero(chosen == column)
+        for column in sorted(set(chosen.tolist())):
+            mine = (chosen == column).nonzero()[0]
             self._policy.learn_all(
                 Lessons(
-                    arm=arm, features=contexts.features[mine], input_tokens=inputs[mine],
+                    arm=self._arms[column], features=contexts.features[mine],
+                    input_tokens=inputs[mine],
                     age=np.full(len(mine), count), reward=rewards[mine, column],
                     cost_nanousd=cost[mine], output_tokens=tokens[mine],
                     latency_ms=np.full(len(mine), 500), against=[None] * len(mine),
