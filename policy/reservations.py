@@ -19,7 +19,7 @@ from policy.pages import Gate, PageKey
 from policy.paths import Paths
 from policy.request_index import RequestIndex
 from policy.reservation_rows import ID_DTYPE, NONE, ROW_DTYPE, UNKNOWN_ROW, Row, is_open
-from policy.segments import SEGMENT, by_segment, used_before
+from policy.segments import SEGMENT, by_segment, used_before, used_between
 from policy.structured import put_rows, rows_at
 from policy.terms import Floats, Ints
 
@@ -27,6 +27,8 @@ REMEMBERED = 1 << 18
 """Decisions of one partition that are remembered at least; older requests are unknown."""
 
 _NEVER_MS = 1 << 62
+_FEW = 4
+"""Decisions up to which those made since are counted for each alone."""
 _CLOSING = frozenset({"usage_offset", "expired_by"})
 """Fields on which it depends whether a reservation is open."""
 
@@ -122,8 +124,8 @@ class Reservations:
         Later copies of decisions do not count: who settled before they came has not seen them,
         and who folds the log has.
         """
-        if len(offsets) == 0:
-            return np.zeros(0, np.int64)
+        if len(offsets) <= _FEW:
+            return used_between(self._rows, offsets, before)
         first, last = int(offsets.min()) // SEGMENT, -(-before // SEGMENT)
         # What lies before each place of a segment, and before each segment.
         counts = {n: used_before(self._rows.get(n), before - n * SEGMENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,16 @@ def used_before(rows: NDArray[Any] | None, end: int) -> Ints:
         used[max(end, 0) :] = 0
         np.cumsum(used, out=counts[1:])
     return counts
+
+
+def used_between(segments: Mapping[int, NDArray[Any]], firsts: Ints, end: int) -> Ints:
+    """Return how many decisions there are from each of these offsets to before ``end``."""
+    result = []
+    for first in firsts.tolist():
+        count = 0
+        for number in range(first // SEGMENT, -(-end // SEGMENT)):
+            rows, start = segments.get(number), number * SEGMENT
+            if rows is not None:
+                count += int(np.count_nonzero(rows["used"][max(first - start, 0) : end - start]))
+        result.append(count)
+    return np.array(result, np.int64)

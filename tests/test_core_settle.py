@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from policy.acceptance import PARK_MS
 from policy.money import BILL_MAX, Price, bound_nanousd, call_cost_nanousd
 from policy.pace import TOTAL_MAX
-from policy.pages import Position
+from policy.pages import Gate, Position
+from policy.paths import Paths
+from policy.reservation_rows import ROW_DTYPE
+from policy.reservations import Reservations
+from policy.segments import SEGMENT
 from policy.settle import overdue
 from policy.state import Limits
 from tests.core_machine import Machine, catalog, digest, incoming
@@ -252,3 +257,25 @@ def test_a_waiting_request_whose_budget_is_removed_is_rejected() -> None:
     later = machine.decide([], now_ms=NOW + 1)
     assert [c.rejected for c in later.choices] == ["unknown_budget"] * (4 - len(first.choices))
     assert not machine.state.waiting
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    used=st.lists(st.integers(0, 2 * SEGMENT + 50), max_size=40, unique=True),
+    asked=st.lists(st.integers(0, 2 * SEGMENT + 50), min_size=1, max_size=12),
+    before=st.integers(0, 2 * SEGMENT + 60),
+)
+def test_few_and_many_are_told_the_same_of_what_was_decided_since(
+    used: list[int], asked: list[int], before: int
+) -> None:
+    reservations = Reservations(Gate.new(), Paths(lambda name: 0), dimensions=1)
+    rows = np.zeros(len(used), ROW_DTYPE)
+    rows["used"] = 1
+    ids = [number.to_bytes(16, "little") for number in range(len(used))]
+    rows["id"] = np.frombuffer(b"".join(ids), "V16")
+    places = np.array(sorted(used), np.int64)
+    reservations.add(places, rows, ids, np.zeros((len(used), 1), np.float32))
+    many = reservations.decided_since(np.array(asked * 5, np.int64), before=before)
+    few = [reservations.decided_since(np.array([at]), before=before).item() for at in asked]
+    assert many[: len(asked)].tolist() == few
+    assert few == [sum(at <= offset < before for offset in used) for at in asked]
