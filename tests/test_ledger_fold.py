@@ -427,6 +427,8 @@ def test_outcomes_wait_until_all_decisions_before_them_are_in_hand() -> None:
     inbox.put(outcomes, _messages(0, 1, 2), now_s=10.0)
     assert _outcomes_at(inbox, now_s=10.0) == []
     assert inbox.ask() == [decisions]
+    assert _inbox()[0].ask() == [decisions, outcomes]
+    assert _inbox()[0].ask(is_full=True) == [decisions]
     # The timestamps are the offsets here: another decision may come at the newest one's time.
     inbox.put(decisions, _messages(0, 1), now_s=10.0)
     assert _outcomes_at(inbox, now_s=10.0) == [0]

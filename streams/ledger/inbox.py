@@ -132,11 +132,15 @@ class Inbox:
             self._offered = outcomes[-1].offset + 1
         return Batch(decisions=tuple(self._held[self._decisions]), outcomes=tuple(outcomes))
 
-    def ask(self) -> list[TopicPartition]:
-        """Return what is to be read now, and count it: no more outcomes while some wait."""
+    def ask(self, *, is_full: bool = False) -> list[TopicPartition]:
+        """Return what is to be read now, and count it.
+
+        No more outcomes while some wait, or if the sink ``is_full``.
+        """
         self._reads += 1
-        waiting = self._held[self._outcomes]
-        return [self._decisions] if waiting else [self._decisions, self._outcomes]
+        if is_full or self._held[self._outcomes]:
+            return [self._decisions]
+        return [self._decisions, self._outcomes]
 
     def settle(self) -> None:
         """Let go of what the unit has booked."""

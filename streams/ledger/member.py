@@ -33,6 +33,8 @@ InThread = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
 
 FLUSH_MAX = 10_000
 """Records that are read at once, and flushed."""
+HELD_MAX = 2 * FLUSH_MAX
+"""Records in hand from which on no outcomes are read: what is held is one reading more at most."""
 LINGER_S = 0.1
 """How long to wait after a smaller batch: a commit costs the same for one record as for many."""
 STOP_S = 5.0
@@ -133,9 +135,10 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         )
 
     def _to_read(self) -> list[TopicPartition]:
-        """Return what to read next."""
-        assigned = self._consumer.assignment()
-        wanted = [tp for inbox in self._inboxes.values() for tp in inbox.ask()]
+        """Return what to read next; outcomes only as long as few wait for their decisions."""
+        assigned, inboxes = self._consumer.assignment(), self._inboxes.values()
+        is_full = sum(inbox.size for inbox in inboxes) >= HELD_MAX
+        wanted = [tp for inbox in inboxes for tp in inbox.ask(is_full=is_full)]
         return [tp for tp in wanted if tp in assigned]
 
     @property
