@@ -317,7 +317,17 @@ def test_rows_are_read_back_as_they_were_sent(topics: Topics) -> None:
     odd = decision("r1", reward=-0.0, propensity=5e-324, segment="é\\\t\n", policy="\N{SNOWMAN}")
     rejected = decision("r2", arm=None, rejected="budget", price=None, reserved_nanousd=0)
     topics.book(odd, rejected, usage("r1", 1, error="\\N", reward=1e-300))
+    far = decision("r3", root="é", arm="ü@x")
+    topics.book(far, usage("r3", 2_000), key="é".encode())
     assert found(topics.url) == []
+    assert topics.rows(
+        "SELECT line, kind, debit_account, amount_nanousd, root, arm, source_topic, source_offset"
+        " FROM transfers WHERE request_id = 'r3' ORDER BY line"
+    ) == [
+        (3, "reserve", "reserved:é/search/key", 1_000, "é", "ü@x", "d", 2),
+        (4, "settle", "spent:é/search/key", 1_000, "é", "ü@x", "o", 1),
+        (5, "overrun", "overrun:é/search/key", 1_000, "é", "ü@x", "o", 1),
+    ]
     assert len(rows.DECISIONS.columns) == 26
 
 

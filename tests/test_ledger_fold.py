@@ -16,7 +16,7 @@ from policy.calendar import TOTAL_END_MS, window_end_ms, window_start_ms
 from streams.ledger.cases import Cases
 from streams.ledger.chain import NOTHING, Link
 from streams.ledger.fold import Case, Reported
-from streams.ledger.inbox import Inbox
+from streams.ledger.inbox import PATIENCE_READS, Inbox
 from streams.ledger.reading import (
     booked,
     check_partition,
@@ -415,3 +415,34 @@ def test_an_inbox_lets_go_of_what_is_booked() -> None:
     inbox.unit.next_decision = 3
     inbox.settle()
     assert inbox.size == 0
+
+
+def _outcomes_at(inbox: Inbox, **how: float) -> list[int]:
+    return [raw.offset for raw in inbox.batch(**how).outcomes]
+
+
+def test_outcomes_wait_until_all_decisions_before_them_are_in_hand() -> None:
+    inbox, decisions = _inbox()
+    outcomes = inbox.topic_partitions[1]
+    inbox.put(outcomes, _messages(0, 1, 2), now_s=10.0)
+    assert _outcomes_at(inbox, now_s=10.0) == []
+    assert inbox.ask() == [decisions]
+    assert _inbox()[0].ask() == [decisions, outcomes]
+    assert _inbox()[0].ask(is_full=True) == [decisions]
+    # The timestamps are the offsets here: another decision may come at the newest one's time.
+    inbox.put(decisions, _messages(0, 1), now_s=10.0)
+    assert _outcomes_at(inbox, now_s=10.0) == [0]
+    assert _outcomes_at(inbox) == [0, 1, 2]
+
+
+def test_outcomes_do_not_wait_for_decisions_that_do_not_come() -> None:
+    inbox, decisions = _inbox()
+    inbox.put(inbox.topic_partitions[1], _messages(0), now_s=10.0)
+    for _ in range(PATIENCE_READS):
+        assert _outcomes_at(inbox, now_s=11.0) == []
+        inbox.ask()
+    assert _outcomes_at(inbox, now_s=10.1) == []
+    assert _outcomes_at(inbox, now_s=11.0) == [0]
+    inbox.put(decisions, _messages(0), now_s=11.0)
+    # It was given before and may be booked: an attempt in doubt is made again with no less.
+    assert _outcomes_at(inbox, now_s=11.0) == [0]

@@ -10,10 +10,20 @@ from typing import Any
 from psycopg import Cursor
 
 from streams.ledger import rows
-from streams.ledger.chain import NOTHING, DigestingWriter, Link, seal
+from streams.ledger.chain import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    NOTHING,
+    DigestingWriter,
+    Link,
+    seal,
+)
 from streams.ledger.rows import Row, Target
 
 Put = Callable[[Row], None]
+
+_ROWS_A_BLOCK = 256
+"""Rows that are sent at once: the server works on them while others are on their way."""
 
 _LINK = """
 INSERT INTO links (partition, link, epoch, next_decision, next_outcome, next_line, booked_at,
@@ -36,7 +46,7 @@ class Journal:
 
     def __init__(self, cursor: Cursor[Any], last: Link, *, epoch: int) -> None:
         self.last = last
-        self.transfers: list[Row] = []
+        self.transfers: list[bytes] = []
         self.dead_letters: list[Row] = []
         self.conflicts: list[Row] = []
         self._cursor = cursor
@@ -71,7 +81,7 @@ class Journal:
 
         ``meanwhile`` is done while the server is busy with the last of the transfers.
         """
-        transfers_sha256 = self._copy(rows.TRANSFERS, self.transfers, meanwhile)
+        transfers_sha256 = self._send(rows.TRANSFERS, self.transfers, meanwhile)
         self._copy(rows.DEAD_LETTERS, self.dead_letters)
         self._copy(rows.CONFLICTS, self.conflicts)
         link = self.last._replace(
@@ -94,19 +104,30 @@ class Journal:
         for link in self._links:
             insert_link(self._cursor, link)
 
-    def _copy(
-        self, target: Target, content: list[Row], meanwhile: Callable[[], None] | None = None
+    def _send(
+        self, target: Target, content: list[bytes], meanwhile: Callable[[], None] | None
     ) -> bytes:
-        """Write the rows, forget them and return their digest."""
+        """Write rows that are encoded, forget them and return their digest."""
         if not content:
             return NOTHING
-        with self._copying(target) as (put, writer):
-            for row in content:
-                put(row)
+        writer = DigestingWriter(self._cursor)
+        with self._cursor.copy(target.statement, writer=writer) as copy:
+            copy.write(COPY_HEADER)
+            for low in range(0, len(content), _ROWS_A_BLOCK):
+                copy.write(b"".join(content[low : low + _ROWS_A_BLOCK]))
+            copy.write(COPY_TRAILER)
             if meanwhile is not None:
                 meanwhile()
         content.clear()
         return writer.digest()
+
+    def _copy(self, target: Target, content: list[Row]) -> None:
+        """Write rows that no digest is taken of, and forget them."""
+        if content:
+            with self._copying(target) as (put, _):
+                for row in content:
+                    put(row)
+            content.clear()
 
     @contextmanager
     def _copying(self, target: Target) -> Iterator[tuple[Put, DigestingWriter]]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -32,6 +33,8 @@ InThread = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
 
 FLUSH_MAX = 10_000
 """Records that are read at once, and flushed."""
+HELD_MAX = 2 * FLUSH_MAX
+"""Records in hand from which on no outcomes are read: what is held is one reading more at most."""
 LINGER_S = 0.1
 """How long to wait after a smaller batch: a commit costs the same for one record as for many."""
 STOP_S = 5.0
@@ -94,7 +97,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._backoff_s = 0.0
             self._set_paused()
             got = await self._consumer.getmany(
-                timeout_ms=int(LINGER_S * 1_000), max_records=FLUSH_MAX
+                *self._to_read(), timeout_ms=int(LINGER_S * 1_000), max_records=FLUSH_MAX
             )
             await self._take(got)
             if not self._failing:
@@ -113,7 +116,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         """Flush what was read, if the database answers, and commit."""
         if not self._failing:
             try:
-                await self._flush()
+                await self._flush(patient=False)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -130,6 +133,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         return sum(
             max((self._consumer.highwater(tp) or 0) - at, 0) for tp, at in wanted if tp in assigned
         )
+
+    def _to_read(self) -> list[TopicPartition]:
+        """Return what to read next; outcomes only as long as few wait for their decisions."""
+        assigned, inboxes = self._consumer.assignment(), self._inboxes.values()
+        is_full = sum(inbox.size for inbox in inboxes) >= HELD_MAX
+        wanted = [tp for inbox in inboxes for tp in inbox.ask(is_full=is_full)]
+        return [tp for tp in wanted if tp in assigned]
 
     @property
     def _failing(self) -> bool:
@@ -200,7 +210,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             inbox = self._inboxes.get(tp.partition)
             if inbox is None:
                 continue
-            wanted = inbox.put(tp, messages)
+            wanted = inbox.put(tp, messages, now_s=_now())
             if wanted is None:
                 continue
             self._writer.counts.gaps += 1
@@ -210,12 +220,13 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._check_bounds(inbox, tp, first[tp], end[tp])
             inbox.miss(tp, wanted)
 
-    async def _flush(self) -> None:
-        held = [(inbox, inbox.batch()) for inbox in self._inboxes.values()]
+    async def _flush(self, *, patient: bool = True) -> None:
+        now_s = _now() if patient else inf
+        held = [(inbox, inbox.batch(now_s=now_s)) for inbox in self._inboxes.values()]
         for number, (inbox, batch) in enumerate(held, 1):
             partition = inbox.unit.partition
             following = (held[number][0].unit, held[number][1]) if number < len(held) else None
-            while inbox.size or inbox.unit.behind:
+            while batch or inbox.unit.behind:
                 if self._inboxes.get(partition) is not inbox:
                     break
                 flush = partial(self._writer.flush, inbox.unit, batch, following=following)
@@ -233,7 +244,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                     break
                 pass_point("sink.after_flush")
                 inbox.settle()
-                batch = inbox.batch()
+                batch = inbox.batch(now_s=now_s)
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         """Make a call to the database in a thread, so that heartbeats go on."""

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from streams.ledger.fold import Booked
 from streams.ledger.reading import (
+    booked,
     check_partition,
     read_decision,
     read_outcome,
     request_of,
     root_of,
 )
-from streams.ledger.rows import Raw
+from streams.ledger.rows import Raw, Row, decision_row
 from streams.ledger.unit import Batch, Unit
-from streams.records import BadRecordError, Decision, Outcome
+from streams.records import BadRecordError, Outcome
 
 
 class Readings(NamedTuple):
     """The readable records of a batch, and those that are refused with their topic's kind.
 
-    A decision comes with its fingerprint, an outcome with the decision id of its request and the
-    largest timestamp of the batch's outcomes up to its own; ``clock_ms`` is that of all of them.
+    Of a decision only its row and what the books need are kept: its candidates are some hundred
+    objects, and the next decision is read into their memory. An outcome comes with the decision id
+    of its request and the largest timestamp of the batch's outcomes up to its own; ``clock_ms`` is
+    that of all of them.
     """
 
-    decisions: list[tuple[Raw, Decision, bytes]]
+    decisions: list[tuple[Raw, Row, Booked]]
     outcomes: list[tuple[Raw, Outcome, str, int]]
     refused: list[tuple[str, Raw, BadRecordError]]
     clock_ms: int
@@ -37,7 +41,8 @@ def read_batch(unit: Unit, batch: Batch) -> Readings:
         try:
             decision, mark = read_decision(raw.value)
             check_partition(root_of(decision.budget).encode(), partition, partitions)
-            readings.decisions.append((raw, decision, mark))
+            row = decision_row(partition, raw.offset, decision, mark)
+            readings.decisions.append((raw, row, booked(decision, mark, offset=raw.offset)))
         except BadRecordError as error:
             readings.refused.append(("decision", raw, error))
     clock_ms = 0

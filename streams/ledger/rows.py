@@ -10,7 +10,7 @@ from psycopg import sql
 from sqlalchemy import BigInteger, Boolean, Double, Integer, LargeBinary, Table, Text
 
 from streams.ledger import schema
-from streams.ledger.fold import Booked, Posting, Reported
+from streams.ledger.fold import Reported
 from streams.ledger.reading import root_of
 from streams.records import BadRecordError, Decision, Outcome
 
@@ -109,31 +109,6 @@ def outcome_row(partition: int, outcome: Outcome, facts: Reported) -> Row:
         facts.reward,
         outcome.latency_ms,
         outcome.error,
-    )
-
-
-def transfer_row(
-    partition: int, line: int, decision: Booked, posting: Posting, *, topic: str, epoch: int
-) -> Row:
-    """Return the row of one booking; ``topic`` is that of the record that it stems from."""
-    assert decision.price is not None
-    return (
-        partition,
-        line,
-        decision.request_id,
-        posting.kind,
-        posting.debit,
-        posting.credit,
-        posting.amount_nanousd,
-        decision.decision_id,
-        decision.budget,
-        root_of(decision.budget),
-        decision.arm,
-        decision.price.version,
-        posting.event_ms,
-        topic,
-        posting.offset,
-        epoch,
     )
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from psycopg import Cursor
 
-from streams.ledger import rows
+from streams.ledger import rows, transfers
 from streams.ledger.chain import Link
-from streams.ledger.fold import Case, Copy, Reported
+from streams.ledger.fold import Booked, Case, Copy, Reported
 from streams.ledger.journal import Journal, Put
-from streams.ledger.reading import booked, reported
+from streams.ledger.reading import reported
 from streams.ledger.readings import Readings
 from streams.ledger.rows import Raw, Row
 from streams.ledger.unit import Batch, Counts, Unit
-from streams.records import Decision, Outcome
+from streams.records import Outcome
 
 SWEEP_MAX = 5_000
 """About how many reservations one flush looks at for having expired."""
@@ -106,7 +106,7 @@ class Transaction:
         """
         decisions, outcomes, refused, clock_ms = readings
         cases, partition = self._unit.cases, self._unit.partition
-        decided = [decision.decision_id for _, decision, _ in decisions]
+        decided = [decision.decision_id for _, _, decision in decisions]
         touched = [request for _, _, request, _ in outcomes]
         waiting = cases.load(self._cursor, touched, decided, careful=careful)
         for cause, raw, error in refused:
@@ -114,9 +114,9 @@ class Transaction:
             self._journal.dead_letters.append(letter)
         if decisions:
             with self._journal.decisions() as put:
-                for raw, decision, mark in decisions:
+                for raw, row, decision in decisions:
                     late = waiting.pop(decision.decision_id, ()) if waiting else ()
-                    self._decide(raw, decision, mark, late, put)
+                    self._decide(raw, row, decision, late, put)
         if outcomes:
             with self._journal.outcomes() as put:
                 for entry in outcomes:
@@ -165,16 +165,16 @@ class Transaction:
         return self._swept_ms < self._clock_ms
 
     def _decide(
-        self, raw: Raw, decision: Decision, mark: bytes, waiting: Sequence[Reported], put: Put
+        self, raw: Raw, row: Row, decision: Booked, waiting: Sequence[Reported], put: Put
     ) -> None:
         known = self._unit.cases.get(decision.decision_id)
         if known is None:
-            put(rows.decision_row(self._unit.partition, raw.offset, decision, mark))
-            case = self._unit.cases.open(booked(decision, mark, offset=raw.offset))
+            put(row)
+            case = self._unit.cases.open(decision)
             for facts in waiting:
                 self._note(facts, case.take(facts))
             self._post(case)
-        elif known.decision.fingerprint == mark:
+        elif known.decision.fingerprint == decision.fingerprint:
             self._duplicates["decision"] += 1
         else:
             self._contradict(
@@ -213,18 +213,17 @@ class Transaction:
         self._journal.conflicts.append(row)
 
     def _post(self, case: Case) -> None:
-        for posting in case.due(self._swept_ms):
-            self._journal.transfers.append(
-                rows.transfer_row(
-                    self._unit.partition,
-                    self._line,
-                    case.decision,
-                    posting,
-                    topic=self._topics[posting.cause],
-                    epoch=self._unit.epoch,
-                )
+        postings = case.due(self._swept_ms)
+        if postings:
+            self._journal.transfers += transfers.encode(
+                self._unit.partition,
+                self._line,
+                case.decision,
+                postings,
+                topics=self._topics,
+                epoch=self._unit.epoch,
             )
-            self._line += 1
+            self._line += len(postings)
 
     def _write(self, meanwhile: Callable[[], None] | None = None) -> None:
         journal, (next_decision, next_outcome) = self._journal, self._nexts

@@ -36,6 +36,10 @@ class Batch:
     decisions: Sequence[Raw] = ()
     outcomes: Sequence[Raw] = ()
 
+    def __bool__(self) -> bool:
+        """Return whether there is any record."""
+        return bool(self.decisions or self.outcomes)
+
     def ends(self, unit: Unit) -> tuple[int, int]:
         """Return the unit's next offsets of decisions and outcomes after this batch."""
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -134,25 +134,25 @@ class Consumer:
         return len(self._broker.logs[tp.topic, tp.partition])
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int | None = None
+        self, *wanted: TopicPartition, timeout_ms: int, max_records: int | None = None
     ) -> dict[TopicPartition, list[Record]]:
-        """Return what there is; if there is nothing, what there is after the timeout."""
+        """Return what there is of these; if there is nothing, what there is after the timeout."""
         await self._process.hop()
-        found = self._fetch()
+        found = self._fetch(wanted)
         if not found:
             # Late, as on a busy machine: polling is most of what a seed takes.
             late = self._process.chance.uniform(1.0, 10.0)
             await asyncio.sleep(late * timeout_ms / 1_000)
             await self._process.gate()
-            found = self._fetch()
+            found = self._fetch(wanted)
         return found
 
-    def _fetch(self) -> dict[TopicPartition, list[Record]]:
+    def _fetch(self, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, list[Record]]:
         found: dict[TopicPartition, list[Record]] = {}
         chance = self._process.chance
         for tp, position in self._positions.items():
             end = len(self._broker.logs[tp.topic, tp.partition])
-            if tp in self._paused or position >= end:
+            if tp in self._paused or position >= end or (wanted and tp not in wanted):
                 continue
             if chance.random() < self._astray:
                 position = self._wrong_position(tp, position)
