@@ -278,8 +278,12 @@ class Budgets:
         names, rows = msgspec.msgpack.decode(data)
         while len(self.names) < number * PAGE:
             self._append("")
-        for name in names:
-            self._append(name)
+        first = len(self.names)
+        while first + len(names) > len(self._table):
+            self._grow(max(2 * len(self._table), PAGE))
+        self._index.update((name, first + row) for row, name in enumerate(names) if name)
+        self.names += names
+        self._declared.set_names(first, names)
         part = slice(number * PAGE, number * PAGE + len(names))
         self._table[part] = np.frombuffer(rows, BUDGET_DTYPE)
 

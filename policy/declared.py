@@ -35,22 +35,17 @@ class Declared:
     def set_specs(self, specs: Mapping[str, BudgetSpec], names: Sequence[str]) -> None:
         """Take the budgets of a catalog; ``names`` are those that have numbers, in their order."""
         self.specs = specs
-        for index, name in enumerate(names):
-            self.set_name(index, name)
+        if names:
+            self.set_names(0, names)
 
     def set_name(self, index: int, name: str) -> None:
         """Let a number, which there is room for, be that of this budget."""
-        spec = self.specs.get(name)
-        if spec is None:
-            self._table[index] = 0, np.nan, False, False
-            return
-        ceiling = spec.per_request_nanousd
-        self._table[index] = (
-            spec.limit_nanousd,
-            np.nan if ceiling is None else ceiling / NANO_PER_USD,
-            spec.paced,
-            spec.controller == "pid",
-        )
+        self._table[index] = _row(self.specs.get(name))
+
+    def set_names(self, first: int, names: Sequence[str]) -> None:
+        """Let the numbers from ``first`` on, which there is room for, be those of these budgets."""
+        rows = [_row(self.specs.get(name)) for name in names]
+        self._table[first : first + len(names)] = rows
 
     def grow(self, size: int) -> None:
         """Make room for so many budgets."""
@@ -74,3 +69,15 @@ class Declared:
             paced=rows["paced"],
             pid=rows["pid"],
         )
+
+
+def _row(spec: BudgetSpec | None) -> tuple[int, float, bool, bool]:
+    if spec is None:
+        return 0, np.nan, False, False
+    ceiling = spec.per_request_nanousd
+    return (
+        spec.limit_nanousd,
+        np.nan if ceiling is None else ceiling / NANO_PER_USD,
+        spec.paced,
+        spec.controller == "pid",
+    )

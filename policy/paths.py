@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,11 +90,35 @@ class Paths:
         self.texts.append(names)
         self._members.append(members)
         if number == len(self._depth):
-            self._matrix = np.concatenate([self._matrix, np.full_like(self._matrix, -1)])
-            self._depth = np.concatenate([self._depth, np.zeros_like(self._depth)])
+            self._grow()
         self._matrix[number, : len(members)] = members
         self._depth[number] = len(members)
         return number
+
+    def numbers(self, names: Sequence[str]) -> list[int]:
+        """Return :meth:`number` for each of these paths, in their order; many new ones at once."""
+        new = [path for path in dict.fromkeys(names) if path not in self._numbers]
+        if new:
+            self._extend(new)
+        return [self._numbers[path] for path in names]
+
+    def _extend(self, names: Sequence[str]) -> None:
+        first, index_of = len(self.texts), self._index_of
+        members = [tuple([index_of(name) for name in path.split()]) for path in names]
+        self._numbers.update(zip(names, range(first, first + len(names)), strict=True))
+        self.texts += names
+        self._members += members
+        while len(self.texts) > len(self._depth):
+            self._grow()
+        depths = np.array([len(path) for path in members], np.int32)
+        self._depth[first : first + len(names)] = depths
+        rows = np.arange(first, first + len(names)).repeat(depths)
+        within = np.arange(len(rows)) - (depths.cumsum() - depths).repeat(depths)
+        self._matrix[rows, within] = list(chain.from_iterable(members))
+
+    def _grow(self) -> None:
+        self._matrix = np.concatenate([self._matrix, np.full_like(self._matrix, -1)])
+        self._depth = np.concatenate([self._depth, np.zeros_like(self._depth)])
 
     def members(self, number: int) -> tuple[int, ...]:
         """Return the budgets of a path, root first."""

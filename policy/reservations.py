@@ -8,7 +8,7 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +47,10 @@ class Names:
             found = self._numbers[text] = len(self.texts)
             self.texts.append(text)
         return found
+
+    def numbers(self, texts: Sequence[str]) -> list[int]:
+        """Return :meth:`number` for each of these texts."""
+        return [self.number(text) for text in texts]
 
 
 class Reservations:
@@ -274,8 +278,7 @@ class Reservations:
             ("budgets", self._paths, dict(budgets)),
             ("segment", self.segments, dict(enumerate(segments))),
         ):
-            numbers = {old: names.number(text) for old, text in texts.items()}
-            loaded[name] = [numbers.get(int(old), NONE) for old in loaded[name]]
+            loaded[name] = _renumbered(loaded[name], texts, names.numbers([*texts.values()]))
         rows = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
         put_rows(rows, at, loaded)
         self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
@@ -289,6 +292,17 @@ class Reservations:
     def _id_at(self, offset: int) -> bytes:
         id_: bytes = self._rows[offset // SEGMENT]["id"][offset % SEGMENT].tobytes()
         return id_
+
+
+def _renumbered(column: NDArray[Any], old: Iterable[int], new: Sequence[int]) -> NDArray[Any]:
+    """Return a column in which old numbers are replaced by the new ones, others by ``NONE``."""
+    known = np.fromiter(old, np.int64)
+    if not len(known):
+        return np.full_like(column, NONE)
+    order = known.argsort()
+    place = order[known.searchsorted(column, sorter=order).clip(max=len(known) - 1)]
+    result: NDArray[Any] = np.where(known[place] == column, np.array(new)[place], NONE)
+    return result
 
 
 def _ids(rows: NDArray[Any]) -> list[bytes]:

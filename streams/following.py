@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -30,8 +31,16 @@ from streams.stopping import stop_consumer
 
 logger = logging.getLogger(__name__)
 
-BudgetChanges = dict[str, BudgetSpec | None]
-"""Budgets of several entries, None for those that are removed."""
+
+@dataclass(slots=True)
+class Gathered:
+    """What is taken into the catalog once for many entries: each time would be a copy of it.
+
+    ``budgets`` is None for those that are removed, ``offset`` that of the next entry.
+    """
+
+    budgets: dict[str, BudgetSpec | None] = field(default_factory=dict)
+    offset: int | None = None
 
 
 class PolicyChangedError(Exception):
@@ -178,8 +187,11 @@ class Follower:
         self._consumer.assign(partitions)
         await self._consumer.seek_to_beginning(*partitions)
         ends = await self._consumer.end_offsets(partitions)
+        gathered = Gathered()
         while any([await self._consumer.position(tp) < ends[tp] for tp in partitions]):
-            await self.step()
+            for tp, records in (await self._consumer.getmany(timeout_ms=200)).items():
+                self._read(tp.topic, records, gathered)
+        self._take(gathered)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -197,36 +209,45 @@ class Follower:
             self._apply(tp.topic, *records)
 
     def _apply(self, topic: str, *records: Any) -> None:
-        budgets: BudgetChanges = {}
+        gathered = Gathered()
+        self._read(topic, records, gathered)
+        self._take(gathered)
+
+    def _read(self, topic: str, records: Sequence[Any], gathered: Gathered) -> None:
         for record in records:
-            self._apply_one(topic, record, budgets)
-        if budgets:
-            self.catalog = self.catalog.with_budgets(budgets)
+            try:
+                if topic == topics.CATALOG:
+                    self._read_entry(record, gathered)
+                else:
+                    self._read_statistics(record)
+            except BadRecordError as exc:
+                logger.error("%s/0/%s refused: %s", topic, record.offset, exc)  # noqa: TRY400
+                if topic == topics.CATALOG:
+                    self.refused[record.offset] = (record, exc)
 
-    def _apply_one(self, topic: str, record: Any, budgets: BudgetChanges) -> None:
-        try:
-            if topic == topics.CATALOG:
-                self._apply_catalog(record, budgets)
-            else:
-                statistics = decode(Statistics, record.value)
-                learned = Learned(record.offset, statistics, base64.b64decode(statistics.state_b64))
-                self.learned[statistics.partition, statistics.arm] = learned
-                self.statistics_offset = record.offset + 1
-        except BadRecordError as exc:
-            logger.error("%s/0/%s refused: %s", topic, record.offset, exc)  # noqa: TRY400
-            if topic == topics.CATALOG:
-                self.refused[record.offset] = (record, exc)
+    def _read_statistics(self, record: Any) -> None:
+        statistics = decode(Statistics, record.value)
+        learned = Learned(record.offset, statistics, base64.b64decode(statistics.state_b64))
+        self.learned[statistics.partition, statistics.arm] = learned
+        self.statistics_offset = record.offset + 1
 
-    def _apply_catalog(self, record: Any, budgets: BudgetChanges) -> None:
-        """Apply an entry; what changes budgets is gathered, to be applied after the others."""
-        catalog, kind, name = self.catalog, *_key_parts(record.key)
+    def _read_entry(self, record: Any, gathered: Gathered) -> None:
         entry = None if record.value is None else decode_catalog(record.value)
         if isinstance(entry, BudgetEntry):
-            budgets[entry.budget] = _budget_of(entry)
+            gathered.budgets[entry.budget] = _budget_of(entry)
         elif entry is not None:
-            catalog = apply_entry(catalog, entry)
-        elif kind == "budget":
-            budgets[name] = None
+            self.catalog = apply_entry(self.catalog, entry)
         else:
-            catalog = remove_entry(catalog, record.key or b"")
-        self.catalog = replace(catalog, offset=record.offset + 1)
+            kind, name = _key_parts(record.key)
+            if kind == "budget":
+                gathered.budgets[name] = None
+            else:
+                self.catalog = remove_entry(self.catalog, record.key or b"")
+        gathered.offset = record.offset + 1
+
+    def _take(self, gathered: Gathered) -> None:
+        catalog = self.catalog
+        if gathered.budgets:
+            catalog = catalog.with_budgets(gathered.budgets)
+        if gathered.offset is not None:
+            self.catalog = replace(catalog, offset=gathered.offset)

@@ -21,6 +21,10 @@ class BeyondEndError(LogError):
 class LogReader:
     """One consumer without a group, for one caller at a time."""
 
+    fetch_wait_ms = 1
+    """How long the broker may keep a fetch for which it has nothing. What is read lies there
+    already, but aiokafka fetches on from its end, and the next read stands behind that fetch."""
+
     def __init__(self, kafka: str) -> None:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka,
@@ -28,7 +32,7 @@ class LogReader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_partition_fetch_bytes=4 << 20,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=self.fetch_wait_ms,
             isolation_level="read_uncommitted",
         )
 

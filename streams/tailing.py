@@ -15,6 +15,8 @@ Place = tuple[str, int]
 class TailReader(LogReader):
     """A reader of what lies at the end of topics."""
 
+    fetch_wait_ms = 100
+
     async def some(self, topic: str, count: int, *, first: bool) -> list[Any]:
         """Return the first or last ``count`` records that are there now, in order of their time."""
         found: list[Any] = []
