@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         features: Annotated[str | None, typer.Option(help="Array of features to use.")] = None,
         segments: Annotated[
-            str | None, typer.Option(help="Array of segments: source, task, …, or none.")
+            str | None, typer.Option(help="Array that says where requests are from, as features.")
         ] = None,
         prior: Annotated[Path | None, typer.Option(help="Learn all of this file first.")] = None,
         prior_share: Annotated[

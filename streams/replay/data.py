@@ -36,7 +36,6 @@ from policy.terms import Floats, Ints
 
 SEGMENTS_MAX = 256
 """As many as a catalog may list."""
-_SEGMENT_KEYS = ("source", "task")
 PSEUDO_TOKENS = 10_000
 """Where a file has costs but no tokens, an arm's median call is counted as so many tokens."""
 
@@ -112,8 +111,8 @@ def read(path: Path, *, features: str | None = None, segments: str | None = None
     """Return the recorded data of a file.
 
     ``features`` names the array to use; by default ``lexical`` if there is one, else ``features``.
-    ``segments`` names the array that says where a request is from, or is ``none``; by default
-    ``source`` or ``task`` if there is one with at most ``SEGMENTS_MAX`` different texts.
+    ``segments`` names the array that says where a request is from; by default segments are no
+    features, as in a catalog that gives them no weight.
 
     Raises
     ------
@@ -156,16 +155,15 @@ def _segments(
     arrays: _Arrays, rows: int, key: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the segment of each request and the names of all; nothing if there are none."""
-    found = key or next((name for name in _SEGMENT_KEYS if name in arrays.names), "none")
-    if found == "none":
+    if key is None:
         return (), ()
-    array = arrays.get(found)
-    arrays.check_shape(found, array, (rows,))
+    array = arrays.get(key)
+    arrays.check_shape(key, array, (rows,))
     places = tuple(str(place) for place in array)
     names = tuple(sorted(set(places)))
-    if len(names) > SEGMENTS_MAX and key is not None:
+    if len(names) > SEGMENTS_MAX:
         raise DataError(f"{arrays.path}: {key} names {len(names)} segments, not {SEGMENTS_MAX}")
-    return (places, names) if len(names) <= SEGMENTS_MAX else ((), ())
+    return places, names
 
 
 def _latency(arrays: _Arrays, shape: tuple[int, ...]) -> Ints | None:
