@@ -8,13 +8,14 @@ once more than ``REMEMBERED`` decisions are kept and nothing in them is open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policy.names import Names, renumbered
 from policy.pages import Gate, PageKey
 from policy.paths import Paths
 from policy.request_index import RequestIndex
@@ -31,26 +32,6 @@ _FEW = 4
 """Decisions up to which those made since are counted for each alone."""
 _CLOSING = frozenset({"usage_offset", "expired_by"})
 """Fields on which it depends whether a reservation is open."""
-
-
-class Names:
-    """Texts by small numbers, in order of first use."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        """Return the text's number; a new one if it has none."""
-        found = self._numbers.get(text)
-        if found is None:
-            found = self._numbers[text] = len(self.texts)
-            self.texts.append(text)
-        return found
-
-    def numbers(self, texts: Sequence[str]) -> list[int]:
-        """Return :meth:`number` for each of these texts."""
-        return [self.number(text) for text in texts]
 
 
 class Reservations:
@@ -278,7 +259,7 @@ class Reservations:
             ("budgets", self._paths, dict(budgets)),
             ("segment", self.segments, dict(enumerate(segments))),
         ):
-            loaded[name] = _renumbered(loaded[name], texts, names.numbers([*texts.values()]))
+            loaded[name] = renumbered(loaded[name], texts, names.numbers([*texts.values()]))
         rows = self._rows[number] = np.zeros(SEGMENT, ROW_DTYPE)
         put_rows(rows, at, loaded)
         self._features[number] = np.zeros((SEGMENT, self._dimensions), np.float32)
@@ -292,17 +273,6 @@ class Reservations:
     def _id_at(self, offset: int) -> bytes:
         id_: bytes = self._rows[offset // SEGMENT]["id"][offset % SEGMENT].tobytes()
         return id_
-
-
-def _renumbered(column: NDArray[Any], old: Iterable[int], new: Sequence[int]) -> NDArray[Any]:
-    """Return a column in which old numbers are replaced by the new ones, others by ``NONE``."""
-    known = np.fromiter(old, np.int64)
-    if not len(known):
-        return np.full_like(column, NONE)
-    order = known.argsort()
-    place = order[known.searchsorted(column, sorter=order).clip(max=len(known) - 1)]
-    result: NDArray[Any] = np.where(known[place] == column, np.array(new)[place], NONE)
-    return result
 
 
 def _ids(rows: NDArray[Any]) -> list[bytes]:
