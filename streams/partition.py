@@ -61,7 +61,8 @@ class Partition:
     topic_ids: list[bytes] = field(default_factory=list)
     learned: tuple[int, int] = (0, 0)
     _requests_next: int | None = None
-    _checkpoints: int = 0
+    # The first one holds them too: who is killed twice must not fold twice what was folded once.
+    _checkpoints: int = RESERVATIONS_EVERY - 1
     _kept: Kept | None = None
     _headers: dict[int, Headers] = field(default_factory=dict)
     _take_learned: bool = True
