@@ -36,6 +36,8 @@ CHUNK = 2_048
 """Requests that are decided in one call."""
 RESERVATIONS_EVERY = 5
 """Reservation pages are written at every so many checkpoints: they change most."""
+FOLDED_MOST = 8_192
+"""And at the next checkpoint after so many decisions: a new owner folds what they do not hold."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -63,6 +65,7 @@ class Partition:
     _requests_next: int | None = None
     # The first one holds them too: who is killed twice must not fold twice what was folded once.
     _checkpoints: int = RESERVATIONS_EVERY - 1
+    _reserved_at: int = 0
     _kept: Kept | None = None
     _headers: dict[int, Headers] = field(default_factory=dict)
     _take_learned: bool = True
@@ -232,8 +235,11 @@ class Partition:
             if self.number == 0:
                 await self._refuse_entries()
             self._checkpoints += 1
-            late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
             state = self.state
+            decided = state.gate.position.decisions
+            late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
+            if late or decided - self._reserved_at >= FOLDED_MOST:
+                late, self._reserved_at = True, decided
             pages = [p for p in state.gate.dirty if late or p[0] != "reservation"]
             dumped = {page: state.dump_page(page) for page in pages}
             learned = {arm: state.policy.dump(arm) for arm in state.arms_of(pages)}
