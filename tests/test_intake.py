@@ -16,7 +16,7 @@ from policy.money import Price
 from policy.requests import Incoming
 from policy.terms import Arm, Settings
 from streams.following import apply_entry
-from streams.intake import Intake
+from streams.intake import Intake, Raw
 from streams.records import (
     ArmEntry,
     BadRecordError,
@@ -192,3 +192,19 @@ def test_what_was_learned_with_other_segments_is_of_other_features(change: dict[
         for more in ({}, change)
     )
     assert first != other
+
+
+def test_outcomes_of_other_content_have_other_prints() -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    contents = [
+        {"usage": usage, "reward": 0.5},
+        {"usage": usage | {"completion_tokens": 3}, "reward": 0.25},
+        {"usage": usage | {"cached_tokens": 1}, "reward": 0.5, "against": "a"},
+    ]
+    values = [json.dumps({"request_id": "r", **content}).encode() for content in contents]
+    records = [Raw(b"acme", value, offset, 7) for offset, value in enumerate([*values, values[0]])]
+    found, refused = Intake(CATALOG, None).outcomes(records)
+    assert not refused
+    for prints in (found.usage_print.tolist(), found.reward_print.tolist()):
+        assert len(set(prints[:3])) == 3
+        assert prints[3] == prints[0]
