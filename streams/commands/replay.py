@@ -133,7 +133,7 @@ def register(app: typer.Typer) -> None:
                     seeds=seeds,
                     requests=length,
                     published=(
-                        _data(data, None, prior_share, "features", shuffle, "none")[0]
+                        _data(data, None, prior_share, "features", shuffle, None)[0]
                         if published
                         else None
                     ),
