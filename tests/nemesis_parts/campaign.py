@@ -27,12 +27,15 @@ from tests.nemesis_parts.load import Load
 from tests.nemesis_parts.money import check_caps, check_ledger
 from tests.nemesis_parts.oracle import OracleLog, read_log
 from tests.nemesis_parts.plan import draw
-from tests.nemesis_parts.report import Result, make_result
+from tests.nemesis_parts.report import Result, make_result, too_few
 from tests.nemesis_parts.world import World, make_world
 
 AUDITS = ("trial-balance", "caps", "rederived", "cursors")
 """Audits of the ledger whose answers break a promise if there are any."""
 START_S = 120.0
+MORE = 0.5
+"""How much longer faults are done, as a part of the time asked for, while too little has come of
+them: a slow machine meets fewer right moments in the same time."""
 HEAL_S = 240.0
 """How long the system may take for everything once all faults are over."""
 
@@ -103,7 +106,12 @@ async def _run(
             say(f"deciding; faults for {seconds:.0f} s")
             talking = asyncio.create_task(_talk(nemesis, load, say))
             try:
-                await nemesis.run(seconds)
+                await nemesis.run(
+                    seconds,
+                    # Faults of some kinds only bring about no more of the others' evidence.
+                    more_s=0.0 if only else MORE * seconds,
+                    enough=lambda: not too_few(seconds, nemesis, cluster),
+                )
             finally:
                 talking.cancel()
             say(f"{nemesis.done.total()} faults done; healing")

@@ -60,17 +60,25 @@ class Nemesis:
         self.done: Counter[str] = Counter()
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
         self.cursors: dict[int, int] = {}
+        self.lasted_s = 0.0
 
-    async def run(self, seconds: float) -> None:
-        """Do faults for so long; those under way then are brought to their end."""
+    async def run(
+        self, seconds: float, *, more_s: float = 0.0, enough: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Do faults for so long, and up to ``more_s`` longer until ``enough`` has come of them.
+
+        Those under way then are brought to their end.
+        """
         watching = asyncio.create_task(self._watch_ledger())
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        deadline = began + seconds
         try:
             wait = True
             for fault in self._faults:
                 skipped = self._is_stuck() and fault.kind not in CALM
                 await asyncio.sleep(POLL_S if skipped else fault.gap_s if wait else 0.0)
-                if time.monotonic() >= deadline:
+                late_s = time.monotonic() - deadline
+                if late_s >= more_s or (late_s >= 0.0 and enough()):
                     break
                 if skipped:
                     continue
@@ -81,6 +89,7 @@ class Nemesis:
                 await asyncio.sleep(POLL_S)
                 # There was nobody to do it to: the next comes at once.
                 wait = not task.done() or task.result()
+            self.lasted_s = time.monotonic() - began
             self._load.sending = False
             if self._running:
                 await asyncio.wait(self._running, timeout=ENDING_S)

@@ -72,14 +72,44 @@ class Result:
         }
 
 
+def too_few(seconds: float, nemesis: Nemesis, cluster: Cluster) -> list[str]:
+    """Return what has happened too seldom for a run of so many seconds, with the counts."""
+    seen = {
+        "faults": nemesis.done.total(),
+        "in_doubt": _in_doubt(cluster),
+        "fenced": sum(_fenced(cluster).values()),
+        "overlapping": _overlapping(cluster),
+    }
+    found = []
+    for name, rate in PER_MINUTE.items():
+        wanted = int(rate * seconds / 60)
+        if seen[name] < wanted:
+            found.append(f"{name}: {seen[name]} of {wanted}")
+    if seconds >= EVERY_KIND_S:
+        found += [f"{kind}: none" for kind in RATES if kind not in nemesis.done]
+    return found
+
+
+def _in_doubt(cluster: Cluster) -> int:
+    return len(cluster.find_in_logs("sink", _IN_DOUBT))
+
+
+def _fenced(cluster: Cluster) -> dict[str, int]:
+    return {kind: len(cluster.find_in_logs(kind, text)) for kind, text in _FENCED.items()}
+
+
+def _overlapping(cluster: Cluster) -> int:
+    return sum(int(match[2]) for match in cluster.find_in_logs("worker", _OVERLAPPING))
+
+
 def make_result(
     seed: int, seconds: float, verdict: Verdict, evidence: Evidence, ledger: Ledger,
     nemesis: Nemesis, cluster: Cluster,
 ) -> Result:  # fmt: skip
-    """Return the result; the thresholds grow with the time that faults were done."""
-    result = Result(
+    """Return the result of a run that was asked to do faults for so many seconds."""
+    return Result(
         seed=seed,
-        seconds=seconds,
+        seconds=nemesis.lasted_s,
         verdict=verdict,
         faults=dict(sorted(nemesis.done.items())),
         records={
@@ -88,25 +118,13 @@ def make_result(
             OUTCOMES: len(evidence.outcomes),
             DEAD_LETTERS: sum(map(len, evidence.letters.values())),
         },
-        in_doubt=len(cluster.find_in_logs("sink", _IN_DOUBT)),
-        fenced={kind: len(cluster.find_in_logs(kind, text)) for kind, text in _FENCED.items()},
-        overlapping=sum(int(m[2]) for m in cluster.find_in_logs("worker", _OVERLAPPING)),
+        in_doubt=_in_doubt(cluster),
+        fenced=_fenced(cluster),
+        overlapping=_overlapping(cluster),
         exits={kind: cluster.exits(kind) for kind in ("worker", "sink")},
         recovery_s=dict(nemesis.recovery_s),
+        too_few=too_few(seconds, nemesis, cluster),
     )
-    seen = {
-        "faults": sum(result.faults.values()),
-        "in_doubt": result.in_doubt,
-        "fenced": sum(result.fenced.values()),
-        "overlapping": result.overlapping,
-    }
-    for name, rate in PER_MINUTE.items():
-        wanted = int(rate * seconds / 60)
-        if seen[name] < wanted:
-            result.too_few.append(f"{name}: {seen[name]} of {wanted}")
-    if seconds >= EVERY_KIND_S:
-        result.too_few += [f"{kind}: none" for kind in RATES if kind not in result.faults]
-    return result
 
 
 def sum_up(results: Sequence[Result]) -> dict[str, Any]:
