@@ -25,7 +25,7 @@ RATES = {
     "sink_link_cut": 3,
     "broker_kill": 3,
     "postgres_crash": 7,
-    "ledger_commit_reply_lost": 11,
+    "ledger_commit_reply_lost": 16,
     "ledger_commit_lost": 5,
     "ledger_link_mute": 4,
     "ledger_link_hold": 4,
