@@ -238,8 +238,9 @@ class Partition:
             state = self.state
             decided = state.gate.position.decisions
             late = everything or self._checkpoints % RESERVATIONS_EVERY == 0
-            if late or decided - self._reserved_at >= FOLDED_MOST:
-                late, self._reserved_at = True, decided
+            late = late or decided - self._reserved_at >= FOLDED_MOST
+            if late:
+                self._reserved_at = decided
             pages = [p for p in state.gate.dirty if late or p[0] != "reservation"]
             dumped = {page: state.dump_page(page) for page in pages}
             learned = {arm: state.policy.dump(arm) for arm in state.arms_of(pages)}

@@ -105,6 +105,34 @@ class Silent:
         return
 
 
+def opened(machine: Machine, tables: Mapping[str, Memory]) -> Partition:
+    """Return a partition that has just been opened, with the machine's state."""
+    silent: Any = Silent()
+    unused: Any = None
+    return Partition(
+        number=1, partitions=2, state=machine.state, follower=unused, make_intake=unused,
+        tables=tables, decisions=silent, dead_letters=silent, statistics=silent,
+        metrics=Metrics(), features="given", committed_outcomes=0, lock=asyncio.Lock(), read_ms=0,
+    )  # fmt: skip
+
+
+async def test_reservation_pages_are_written_first_every_fifth_time_and_after_many_decisions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.partition.FOLDED_MOST", 4)
+    machine = Machine(catalog())
+    partition = opened(machine, {name: Memory() for name in TABLES})
+    written = []
+    # One decision before each checkpoint; four of them before the ninth.
+    for count in (1, 1, 1, 1, 1, 1, 1, 1, 4, 1, 1):
+        start = machine.state.gate.position.decisions
+        new = [incoming(n, at_ms=NOW_MS, offset=n) for n in range(start, start + count)]
+        machine.decide(new, now_ms=NOW_MS)
+        await partition.checkpoint()
+        written.append(not any(kind == "reservation" for kind, *_ in machine.state.gate.dirty))
+    assert [n for n, done in enumerate(written, 1) if done] == [1, 5, 6, 9, 11]
+
+
 @pytest.mark.parametrize("broken", TABLES)
 async def test_pages_of_which_the_write_failed_are_written_again(broken: str) -> None:
     machine = Machine(catalog())
@@ -113,13 +141,7 @@ async def test_pages_of_which_the_write_failed_are_written_again(broken: str) ->
         id=digest(0), at_ms=NOW_MS, input_tokens=50, output_tokens=9, usage_print=1, reward=0.5
     )
     tables = {name: Memory() for name in TABLES}
-    silent: Any = Silent()
-    unused: Any = None
-    partition = Partition(
-        number=1, partitions=2, state=machine.state, follower=unused, make_intake=unused,
-        tables=tables, decisions=silent, dead_letters=silent, statistics=silent,
-        metrics=Metrics(), features="given", committed_outcomes=0, lock=asyncio.Lock(), read_ms=0,
-    )  # fmt: skip
+    partition = opened(machine, tables)
     tables[broken].broken = True
     with pytest.raises(ConnectionError):
         await partition.checkpoint(everything=True)
