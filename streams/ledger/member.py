@@ -22,6 +22,7 @@ from streams.ledger.errors import (
 )
 from streams.ledger.heads import HeadPublisher
 from streams.ledger.inbox import Inbox, Message
+from streams.ledger.stand_back import StandBack
 from streams.ledger.threads import run_in_thread
 from streams.ledger.writer import LedgerWriter
 
@@ -68,8 +69,8 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         self._in_thread = in_thread
         self._inboxes: dict[int, Inbox] = {}
         self._in_flight: asyncio.Future[Any] | None = None
-        # Loop times: from when on to claim a partition, to try again, to commit.
-        self._claim_at: dict[int, float] = {}
+        self._stand_back = StandBack()
+        # Loop times: from when on to try again, to commit.
         self._retry_at = self._commit_at = 0.0
         self._backoff_s = 0.0
 
@@ -81,6 +82,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
         """Let go of everything; a flush in flight may end, later ones would be fenced off."""
         self._inboxes.clear()
         self.halted.clear()
+        self._stand_back.clear()
         if self._in_flight is not None:
             await asyncio.wait([self._in_flight], timeout=3.0)
 
@@ -154,7 +156,7 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _claim(self) -> None:
         partitions = {tp.partition for tp in self._consumer.assignment()}
         for partition in sorted(partitions - self._inboxes.keys() - self.halted.keys()):
-            if _now() < self._claim_at.get(partition, 0.0):
+            if not self._stand_back.may_claim(partition, _now()):
                 continue
             tps = [TopicPartition(topic, partition) for topic in self._topics]
             missing = set(tps) - self._consumer.assignment()
@@ -238,11 +240,11 @@ class Sink(ConsumerRebalanceListener):  # type: ignore[misc]
                 except LedgerFencedError as error:
                     log.warning("fenced off: %s", error)
                     self._inboxes.pop(partition, None)
-                    # If the group still says that it is ours, claim it again, but not at once:
-                    # two deployments by mistake must not take it from each other all the time.
-                    self._claim_at[partition] = _now() + 1.0
+                    self._stand_back.fenced(partition, _now())
                     break
                 pass_point("sink.after_flush")
+                if batch:
+                    self._stand_back.booked(partition)
                 inbox.settle()
                 batch = inbox.batch(now_s=now_s)
 
