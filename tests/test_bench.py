@@ -121,7 +121,14 @@ async def test_benchmarks_with_a_broker(broker: KafkaServer, tmp_path: Path) -> 
     assert "</svg>" in (tmp_path / "rates.svg").read_text()
 
     waits = await latency.measure(
-        kafka, tmp_path, workload=SMALL, seconds=0.5, rounds=1, say=quiet, rates=[50]
+        kafka,
+        tmp_path,
+        workload=SMALL,
+        seconds=0.5,
+        rounds=1,
+        say=quiet,
+        rates=[50],
+        warm_up=100,
     )
     assert 0 < waits["latency_ms"]["decision"]["50"]["p50"]["median"] < 30_000
     assert waits["ratios"].keys() == {"p50_at_50", "p99_at_50", "p99.9_at_50"}

@@ -4,6 +4,9 @@ Requests arrive at random times (a Poisson process) that are drawn beforehand, w
 unanswered: an open loop. A latency counts from the time at which a request was to be sent until
 its answer was read, both by the clock of the one process that sends and reads; so it contains
 what the sender was late, and a pause of anybody is felt by all requests that fell into it.
+
+Both programs answer many requests before anything is measured: a broker that has just begun
+compiles its own code for half a minute, on the processors that all of them share.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ QUANTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 SOURCE, TARGET = "bench.latency.in", "bench.latency.out"
 _READY_S = 90.0
 _LAST_S = 30.0
-_WARM = 200
+WARM_UP, WARM_RATE = 20_000, 2_000
+"""Requests that each program answers beforehand, and how many a second."""
 
 
 class _Answer(msgspec.Struct):
@@ -103,7 +107,7 @@ class Caller:
 
 async def measure(
     kafka: str, home: Path, *, workload: Workload, seconds: float, rounds: int, say: Say,
-    rates: Sequence[int] = RATES, outcomes: bool = True,
+    rates: Sequence[int] = RATES, outcomes: bool = True, warm_up: int = WARM_UP,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the latencies of the worker and of the echo at every rate, and the ratios.
 
@@ -122,7 +126,7 @@ async def measure(
     reading = asyncio.create_task(caller.read())
     try:
         with Program([*TOLLWAY, "worker"], settings), Program(echo("raw", kafka, SOURCE, TARGET)):
-            await _warm(caller, workload, outcomes=outcomes)
+            await _warm(caller, workload, warm_up, outcomes=outcomes)
             for number in range(rounds):
                 for rate in rates:
                     answered = await _segment(
@@ -143,14 +147,15 @@ async def measure(
     shape = {
         "arms": workload.arms, "features": workload.features, "budgets": workload.budgets,
         "partitions": partitions, "seconds": seconds, "rounds": rounds, "outcomes": outcomes,
+        "warm_up": warm_up,
     }  # fmt: skip
     return summarise(found, caller.late_ms, shape)
 
 
-async def _warm(caller: Caller, workload: Workload, *, outcomes: bool) -> None:
-    at_s = [0.005 * n for n in range(_WARM)]
-    values = workload.requests(_WARM, tag="warm")
-    answers = workload.outcomes(_WARM, tag="warm") if outcomes else ()
+async def _warm(caller: Caller, workload: Workload, count: int, *, outcomes: bool) -> None:
+    at_s = [number / WARM_RATE for number in range(count)]
+    values = workload.requests(count, tag="warm")
+    answers = workload.outcomes(count, tag="warm") if outcomes else ()
     await caller.call(SOURCE, values, at_s, wait_s=_READY_S)
     await caller.call(topics.REQUESTS, values, at_s, wait_s=_READY_S, outcomes=answers)
     caller.late_ms.clear()

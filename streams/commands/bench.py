@@ -130,18 +130,20 @@ def latency(
     arms: Arms = 10,
     features: Features = 26,
     budgets: Budgets = 64,
+    partitions: Annotated[int, typer.Option(min=1, max=1_000)] = 8,
     outcomes: Annotated[bool, typer.Option(help="Answer each decision with its outcome.")] = True,
+    warm_up: Annotated[int, typer.Option(min=1, help="Requests before any is measured.")] = 20_000,
     as_json: AsJson = False,
 ) -> None:
     """Request to decision at given rates, beside a raw echo at the same ones."""
     from streams.bench import latency as bench
     from streams.bench.workload import Workload
 
-    workload = Workload(arms=arms, features=features, budgets=budgets)
+    workload = Workload(arms=arms, features=features, budgets=budgets, partitions=partitions)
     result = _with_kafka(
         lambda kafka, home, _: bench.measure(
             kafka, home, workload=workload, seconds=seconds, rounds=rounds, say=_say,
-            rates=rate or bench.RATES, outcomes=outcomes,
+            rates=rate or bench.RATES, outcomes=outcomes, warm_up=warm_up,
         )
     )  # fmt: skip
     _tell(result, bench.show, as_json=as_json)
