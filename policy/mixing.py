@@ -103,7 +103,9 @@ def mix(
         score[rows[explored], chosen[explored]] = (
             open_score[rows[explored], first[explored]] + FORCED_MARGIN
         )
-    return Mixed(score=score, propensity=propensity * kept[:, None] + added, explored=explored)
+    propensity *= kept[:, None]
+    propensity += added
+    return Mixed(score=score, propensity=propensity, explored=explored)
 
 
 def thompson(mean: Floats, width: Floats, eligible: Bools, seeds: Seeds) -> tuple[Floats, Floats]:

@@ -57,12 +57,16 @@ class PricedArms:
 
         At the mean of the log-normal length, which the caller's cap bounds.
         """
-        logs = lengths.predict(contexts.features) + np.minimum(lengths.variance, 2.0) / 2.0
-        tokens = np.maximum(np.expm1(np.minimum(logs, _LOG_TOKENS_MAX)), 0.0)
-        tokens = np.minimum(tokens, contexts.max_output_tokens[:, None])
-        cost = contexts.input_tokens[:, None] * self.price_input + tokens * self.price_output
-        result: Floats = cost / (1_000.0 * NANO_PER_USD)
-        return result
+        # In place: with many arms, memory for each step would take longer than the step.
+        tokens = lengths.predict(contexts.features)
+        tokens += np.minimum(lengths.variance, 2.0) / 2.0
+        np.expm1(np.minimum(tokens, _LOG_TOKENS_MAX, out=tokens), out=tokens)
+        np.maximum(tokens, 0.0, out=tokens)
+        np.minimum(tokens, contexts.max_output_tokens[:, None], out=tokens)
+        cost: Floats = contexts.input_tokens[:, None] * self.price_input
+        cost += np.multiply(tokens, self.price_output, out=tokens)
+        cost /= 1_000.0 * NANO_PER_USD
+        return cost
 
 
 def prior_means(

@@ -145,6 +145,22 @@ def test_estimates_approach_the_truth_and_the_deviation_shrinks() -> None:
     assert deviation[1] == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("arms", [1, 31, 32, 100])
+def test_deviations_are_those_of_the_quadratic_form_however_many_arms(arms: int) -> None:
+    rng = np.random.default_rng(arms)
+    roots = rng.normal(size=(arms, 5, 7))
+    grams = roots @ roots.transpose(0, 2, 1)
+    found = Solution(
+        theta=rng.normal(size=(arms, 5)),
+        inverses=np.ascontiguousarray(grams.transpose(1, 0, 2)),
+        variance=rng.random(arms),
+    )
+    probes = rng.normal(size=(9, 5))
+    exact = [[np.sqrt(x @ gram @ x) for gram in grams] for x in probes] * np.sqrt(found.variance)
+    assert found.deviation(probes) == pytest.approx(exact)
+    assert found.deviation(probes[:1]) == pytest.approx(exact[:1])
+
+
 def test_an_arm_without_outcomes_takes_the_slopes_of_the_others() -> None:
     known = new(1.0)
     observe(known, 2_000, seed=1, level=0.5)
