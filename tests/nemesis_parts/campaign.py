@@ -33,7 +33,7 @@ from tests.nemesis_parts.world import World, make_world
 AUDITS = ("trial-balance", "caps", "rederived", "cursors")
 """Audits of the ledger whose answers break a promise if there are any."""
 START_S = 120.0
-MORE = 0.5
+MORE = 1.0
 """How much longer faults are done, as a part of the time asked for, while too little has come of
 them: a slow machine meets fewer right moments in the same time."""
 HEAL_S = 240.0
