@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
+from aiokafka import TopicPartition
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from streams.ledger.cases import Cases
+from streams.ledger.errors import LedgerFencedError
+from streams.ledger.inbox import Inbox
+from streams.ledger.member import Sink
 from streams.ledger.stand_back import STAND_BACK_MAX_S, STAND_BACK_S, StandBack
+from streams.ledger.unit import Batch, Unit
 
 
 @dataclass
@@ -60,3 +70,49 @@ def test_whoever_has_booked_stands_back_for_a_short_time_again() -> None:
     stand_back.fenced(3, 300.0)
     stand_back.clear()
     assert stand_back.may_claim(3, 300.0)
+
+
+class Ledger:
+    """Books what it is given, unless another writer has claimed the partition."""
+
+    fenced = False
+
+    def flush(self, unit: Unit, batch: Batch, **_: object) -> None:
+        """Book it."""
+        if self.fenced:
+            raise LedgerFencedError(unit.partition, mine=1, found=2)
+        unit.next_decision, unit.next_outcome = batch.ends(unit)
+        unit.behind = False
+
+
+async def at_once(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+def inbox(*, records: int) -> Inbox:
+    """Return what a sink holds of partition 0 that it has just claimed."""
+    nothing: Any = None
+    unit = Unit(
+        partition=0, partitions=1, epoch=1, next_decision=0, next_outcome=0, cases=Cases(0),
+        link=nothing,
+    )  # fmt: skip
+    held = Inbox(unit, ("d", "o"))
+    read = [SimpleNamespace(offset=n, timestamp=1, key=None, value=b"{}") for n in range(records)]
+    held.put(TopicPartition("d", 0), read)
+    return held
+
+
+async def test_a_sink_stands_back_until_it_has_booked_records() -> None:
+    ledger: Any = Ledger()
+    unused: Any = None
+    sink = Sink(unused, ledger, decisions="d", outcomes="o", accept_gaps=False, in_thread=at_once)
+    loop, waits = asyncio.get_running_loop(), []
+    # A flush of nothing, as the first one after a claim, says nothing about the other writer.
+    for fenced, records in ((True, 1), (False, 0), (True, 1), (False, 1), (True, 1), (True, 0)):
+        sink._inboxes, ledger.fenced, now_s = {0: inbox(records=records)}, fenced, loop.time()
+        await sink._flush(patient=False)
+        assert (0 in sink._inboxes) is not fenced
+        if fenced:
+            waited = (w for w in (0, 1, 2, 4) if sink._stand_back.may_claim(0, now_s + w + 0.5))
+            waits.append(next(waited))
+    assert waits == [1, 2, 1, 2]
