@@ -153,6 +153,41 @@ def test_a_stopped_flow_drops_what_waits_because_it_is_read_again() -> None:
     assert consumer.epoch == 1
 
 
+def test_agents_are_busy_with_a_batch_and_with_what_they_take_at_once() -> None:
+    ahead = make_ahead()
+    assert not ahead.is_busy()
+    put(ahead, SLOW, 0, 1)
+    # It may rest, so nobody is sure to be at work.
+    assert not ahead.is_busy()
+    take(ahead, "slow")
+    assert ahead.is_busy()
+    ahead.finished(SLOW, 0)
+    assert not ahead.is_busy()
+    put(ahead, QUICK, 0, 1)
+    assert ahead.is_busy()
+    take(ahead, "quick")
+    assert ahead.is_busy()
+    ahead.finished(QUICK, 0)
+    assert not ahead.is_busy()
+
+
+def test_a_fetch_that_rests_goes_on_once_nobody_is_at_work() -> None:
+    ended: list[bool] = []
+    consumer = DeliveringConsumer.__new__(DeliveringConsumer)
+    consumer._ahead = make_ahead()
+    consumer.can_resume_flow, consumer.suspend_flow = asyncio.Event(), asyncio.Event()
+    consumer.flow_active = True
+    consumer._get_active_partitions = lambda: set(ALL)  # type: ignore[method-assign]
+    consumer._thread = SimpleNamespace(end_rest=lambda: ended.append(True))  # type: ignore[assignment]
+    put(consumer._ahead, QUICK, 0, 1)
+    take(consumer._ahead, "quick")
+    asyncio.run(consumer._hand_over("quick"))
+    assert not ended
+    consumer._ahead.finished(QUICK, 0)
+    asyncio.run(consumer._hand_over("quick"))
+    assert ended
+
+
 @given(st.lists(st.one_of(st.integers(1, 7), st.just("take"), st.just("finish"))))
 def test_every_record_is_taken_once_and_in_order(steps: list[Any]) -> None:
     ahead, fetched, taken, last = make_ahead(records_max=5), 0, [], -1

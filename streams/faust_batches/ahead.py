@@ -66,6 +66,13 @@ class Ahead:
                 self._records[tp] += records
                 self._bytes[tp] += size
 
+    def is_busy(self) -> bool:
+        """Return whether an agent has a batch, or will take one as soon as it is asked."""
+        with self._lock:
+            return bool(self._at_work) or any(
+                tp.topic not in self._linger_s for tp in self._records
+            )
+
     def room(self, partitions: Collection[TP]) -> frozenset[TP]:
         """Return the partitions of which not so much waits that they are kept back."""
         with self._lock:

@@ -49,6 +49,10 @@ class DeliveringConsumer(Consumer):
         """Return a number that grows whenever the flow is stopped."""
         return self._ahead.epoch
 
+    def is_busy(self) -> bool:
+        """Return whether an agent is at work; for the fetching thread."""
+        return self._ahead.is_busy()
+
     def room(self, partitions: frozenset[TP]) -> frozenset[TP]:
         """Return of which of these more may be fetched; for the fetching thread."""
         return self._ahead.room(partitions)
@@ -153,6 +157,8 @@ class DeliveringConsumer(Consumer):
                 self._thread.wake()
             await self._deliver_batch(taken.tp, RecordBatch(taken.records))
             return
+        if not self._ahead.is_busy():
+            self._thread.end_rest()
         rests_s = self._ahead.rests_s(topic, among=among, at=now)
         if rests_s:
             self._set_alarm(topic, rests_s)

@@ -13,6 +13,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, ConsumerReb
 from faust.types import TP
 from mode.threads import MethodQueue, QueueServiceThread
 
+from streams.faust_batches.fetch_rest import FetchRest
 from streams.stopping import stop_consumer
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     heartbeat_at: float = 0.0
     _wanted: frozenset[TP] = frozenset()
     _wake: asyncio.Event
+    _rest: FetchRest | None = None
     _positions: asyncio.Lock
     """Held by whatever moves positions, so that no fetch that began before a seek ends after it."""
 
@@ -54,7 +56,10 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._positions = asyncio.Lock()
         await super().on_start()
         consumer = self._ensure_consumer()
-        consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF_S
+        fetcher = consumer._fetcher
+        fetcher._prefetch_backoff = PREFETCH_BACKOFF_S
+        self._rest = FetchRest(self.consumer.is_busy, self.thread_loop)
+        fetcher._proc_fetch_request = self._rested(self._rest, fetcher._proc_fetch_request)
         coordinator = consumer._coordinator
         # aiokafka keeps the time of the last good heartbeat in a local variable.
         coordinator._do_heartbeat = self._noting_heartbeats(coordinator._do_heartbeat)
@@ -71,6 +76,23 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         # Faust says 1.5 s, and lets nobody say otherwise.
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
+
+    @staticmethod
+    def _rested(
+        rest: FetchRest, fetch: Callable[..., Awaitable[bool]]
+    ) -> Callable[..., Awaitable[bool]]:
+        async def rested(*args: Any) -> bool:
+            # Its positions stay right: only what is fetched moves them, or a seek, after which
+            # aiokafka drops the answer.
+            await rest.before_fetch()
+            return await fetch(*args)
+
+        return rested
+
+    def end_rest(self) -> None:
+        """Let a fetch go on that waits because agents are at work; safe in the main thread."""
+        if self._rest is not None:
+            self._rest.end()
 
     def _noting_heartbeats(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Any]:
         async def do_heartbeat() -> bool:
