@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -28,6 +29,7 @@ from streams.records import (
 )
 
 R = TypeVar("R", bound=Struct)
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _Short = Annotated[str, Meta(max_length=BUDGET_LENGTH_MAX)]
 
 
@@ -45,23 +47,25 @@ class BulkDecoder(Generic[R]):
 
     def __call__(self, values: Sequence[bytes | None]) -> list[R | BadRecordError]:
         """Return of each value its record, or what is wrong with it."""
-        found: list[Any] = []
-        good: list[Any] = []
-        fast = self._decode
-        for value in values:
-            if value is not None and len(value) <= RECORD_BYTES_MAX:
-                try:
-                    record = fast(value)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                    pass
-                else:
-                    found.append(record)
-                    good.append(record)
-                    continue
-            found.append(self._one(value))
+        found = self._decoded(values)
+        good = [r for r in found if not isinstance(r, BadRecordError)]
         if all(_match({name(r) for r in good}, pattern) for name, pattern in self._checks):
             return found
         return [self._one(value) for value in values]
+
+    def _decoded(self, values: Sequence[bytes | None]) -> list[Any]:
+        """Return of each value its record, whatever its names are, or what is wrong with it."""
+        with suppress(*_UNDECODABLE, TypeError):
+            # Nothing is wrong with most batches. A value of None has no length.
+            if max(map(len, values), default=0) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]
+                return list(map(self._decode, values))  # type: ignore[arg-type]
+        return list(map(self._quickly, values))
+
+    def _quickly(self, value: bytes | None) -> Any:
+        if value is not None and len(value) <= RECORD_BYTES_MAX:
+            with suppress(*_UNDECODABLE):
+                return self._decode(value)
+        return self._one(value)
 
     def _one(self, value: bytes | None) -> R | BadRecordError:
         try:

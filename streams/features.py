@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,31 @@ class Features:
     _packed: list[tuple[int, bytes]] = field(default_factory=list)
     _prompts: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, request: Request) -> None:
-        """Check one request's features and keep them for its row."""
+    def add_all(self, requests: Sequence[Request]) -> dict[int, BadRecordError]:
+        """Check the features of requests and keep them for the next rows.
+
+        Return what is wrong with which of them, by their place; those have no row.
+        """
+        numbers = [request.features for request in requests]
+        if (
+            None not in numbers
+            and set(map(len, numbers)) <= {self.wanted}  # type: ignore[arg-type]
+            and all(r.prompt is None and r.features_b64 is None for r in requests)
+        ):
+            # Almost always all are numbers, and as many as there must be.
+            self._rows += range(self._size, self._size + len(numbers))
+            self._numbers += numbers  # type: ignore[arg-type]
+            self._size += len(numbers)
+            return {}
+        wrong = {}
+        for place, request in enumerate(requests):
+            try:
+                self._add(request)
+            except BadRecordError as exc:
+                wrong[place] = exc
+        return wrong
+
+    def _add(self, request: Request) -> None:
         prompt, numbers, packed = request.prompt, request.features, request.features_b64
         if (prompt is None) + (numbers is None) + (packed is None) != 2:
             raise BadRecordError("features", "give one of prompt, features, features_b64")
@@ -69,8 +93,11 @@ class Features:
         matrix[:, -1] = 1.0
         with np.errstate(over="ignore"):
             if self._numbers:
-                flat = np.fromiter(chain.from_iterable(self._numbers), np.float64)
-                matrix[self._rows, :-1] = flat.reshape(len(self._rows), -1)
+                # Half the time of making an array of lists.
+                packed_rows = starmap(struct.Struct(f"{self.wanted}d").pack, self._numbers)
+                matrix[self._rows, :-1] = np.frombuffer(b"".join(packed_rows)).reshape(
+                    len(self._rows), -1
+                )
             if self._packed:
                 rows, packed = zip(*self._packed, strict=True)
                 matrix[list(rows), :-1] = np.frombuffer(b"".join(packed), "<f4").reshape(

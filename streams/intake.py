@@ -5,9 +5,9 @@ Records are read a batch at a time and into columns; one that is wrong is left o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from streams.records import (
     request_digests,
 )
 
+R = TypeVar("R", Request, Outcome)
+
 
 class Raw(NamedTuple):
     """What is read of a consumer's record; the timestamp in milliseconds, by the broker."""
@@ -36,6 +38,35 @@ class Raw(NamedTuple):
     value: bytes | None
     offset: int
     timestamp: int
+
+
+@dataclass(slots=True)
+class _Batch(Generic[R]):
+    """Records that are read together: rows of those that are good so far, reasons of the others.
+
+    ``places`` says where a row was among all of them; ``refused`` is by that place.
+    """
+
+    places: Sequence[int]
+    records: Sequence[Any]
+    read: Sequence[R]
+    refused: dict[int, BadRecordError]
+
+    @classmethod
+    def of(cls, records: Sequence[Any], decoded: Sequence[R | BadRecordError]) -> _Batch[R]:
+        batch: _Batch[Any] = cls(range(len(records)), records, decoded, {})  # type: ignore[arg-type]
+        batch.refuse({n: r for n, r in enumerate(decoded) if isinstance(r, BadRecordError)})
+        return batch
+
+    def refuse(self, wrong: Mapping[int, BadRecordError]) -> None:
+        """Leave out rows, each with its reason."""
+        if not wrong:
+            return
+        self.refused.update({self.places[row]: error for row, error in wrong.items()})
+        good = [row for row in range(len(self.read)) if row not in wrong]
+        self.places = [self.places[row] for row in good]
+        self.records = [self.records[row] for row in good]
+        self.read = [self.read[row] for row in good]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +83,12 @@ class Intake:
 
         With ``known`` they were accepted under a former catalog, whatever the present one says.
         """
-        refused: dict[int, BadRecordError] = {}
-        kept: list[Any] = []
-        places: list[int] = []
-        read: list[Request] = []
-        roots: list[str] = []
+        batch = _Batch.of(records, decode_requests([record.value for record in records]))
+        batch.refuse(self._misnamed(batch, known=known))
         features = Features(self.catalog.settings.given, self.encode, known)
-        budgets = self.catalog.budgets
-        root_of: dict[tuple[bytes | None, str], str] = {}
-        decoded = decode_requests([record.value for record in records])
-        for place, (record, request) in enumerate(zip(records, decoded, strict=True)):
-            try:
-                if isinstance(request, BadRecordError):
-                    raise request
-                key = record.key, request.budget
-                root = root_of.get(key)
-                if root is None:
-                    root = root_of[key] = _checked_root(*key)
-                if not known and (request.budget not in budgets or request.arms is not None):
-                    self._check_names(request)
-                features.add(request)
-            except BadRecordError as exc:
-                refused[place] = exc
-                continue
-            places.append(place)
-            kept.append(record)
-            read.append(request)
-            roots.append(root)
+        batch.refuse(features.add_all(batch.read))
+        kept, read, refused = batch.records, batch.read, batch.refused
+        roots = [request.budget.partition("/")[0] for request in read]
         ids = request_digests(roots, [request.request_id for request in read])
         matrix, finite = features.matrix()
         segments = self._segments(read)
@@ -99,7 +109,7 @@ class Intake:
         if not finite.all():
             for row in np.flatnonzero(~finite).tolist():
                 text = f"a feature is not within ±{FEATURE_MAX:g}"
-                refused[places[row]] = BadRecordError("range", text)
+                refused[batch.places[row]] = BadRecordError("range", text)
             requests = requests.where(finite)
         return requests, refused
 
@@ -120,34 +130,39 @@ class Intake:
         known = {"all", *self.catalog.settings.segments}
         return [r.segment if r.segment in known else "other" for r in requests]
 
-    def _check_names(self, request: Request) -> None:
-        if request.budget not in self.catalog.budgets:
-            raise BadRecordError("unknown_budget", f"budget {request.budget!r} is not declared")
-        if request.arms is not None:
+    def _misnamed(self, batch: _Batch[Request], *, known: bool) -> dict[int, BadRecordError]:
+        """Return what is wrong with keys and names of requests, by their rows."""
+        keys = [record.key for record in batch.records]
+        named = list(zip(keys, [request.budget for request in batch.read], strict=True))
+        found = {case: self._judged(*case, known=known) for case in set(named)}
+        wrong = {row: error for row, case in enumerate(named) if (error := found[case]) is not None}
+        if not known:
             declared = {arm.arm for arm in self.catalog.arms}
-            for name in request.arms:
-                if name not in declared:
-                    raise BadRecordError("unknown_arm", f"arm {name!r} is not in the catalog")
+            for row, request in enumerate(batch.read):
+                if request.arms is None or row in wrong:
+                    continue
+                unknown = [arm for arm in request.arms if arm not in declared]
+                if unknown:
+                    text = f"arm {unknown[0]!r} is not in the catalog"
+                    wrong[row] = BadRecordError("unknown_arm", text)
+        return wrong
+
+    def _judged(self, key: bytes | None, budget: str, *, known: bool) -> BadRecordError | None:
+        root = budget.partition("/")[0]
+        if key != root.encode():
+            text = f"the record's key is not the budget's root {root!r}"
+            return BadRecordError("wrong_key", text)
+        if not known and budget not in self.catalog.budgets:
+            return BadRecordError("unknown_budget", f"budget {budget!r} is not declared")
+        return None
 
     def outcomes(self, records: Sequence[Any]) -> tuple[Arrivals, dict[int, BadRecordError]]:
         """Return the outcomes of these records, and which were refused."""
-        refused: dict[int, BadRecordError] = {}
-        kept: list[Any] = []
-        read: list[Outcome] = []
-        roots: list[str] = []
-        root_of = {key: _root(key) for key in {r.key for r in records}}
-        decoded = decode_outcomes([record.value for record in records])
-        for place, (record, outcome) in enumerate(zip(records, decoded, strict=True)):
-            try:
-                if isinstance(outcome, BadRecordError):
-                    raise outcome
-                _check_outcome(outcome, root_of[record.key])
-            except BadRecordError as exc:
-                refused[place] = exc
-                continue
-            kept.append(record)
-            read.append(outcome)
-            roots.append(root_of[record.key])
+        batch = _Batch.of(records, decode_outcomes([record.value for record in records]))
+        root_of = {key: _root(key) for key in {record.key for record in records}}
+        batch.refuse(_contradictory(batch, root_of))
+        kept, read, refused = batch.records, batch.read, batch.refused
+        roots = [root_of[record.key] for record in kept]
         ids = request_digests(roots, [outcome.request_id for outcome in read])
         return _arrivals(kept, read, ids), refused
 
@@ -165,16 +180,31 @@ def _constraints(requests: Sequence[Request]) -> dict[int, Constraints]:
     }
 
 
-def _check_outcome(outcome: Outcome, root: str) -> None:
-    usage = outcome.usage
+def _contradictory(
+    batch: _Batch[Outcome], root_of: Mapping[bytes | None, str]
+) -> dict[int, BadRecordError]:
+    """Return what is wrong with outcomes as a whole, by their rows."""
+    wrong = {}
+    for row, outcome in enumerate(batch.read):
+        usage = outcome.usage
+        # Most have a usage and nothing that could contradict it.
+        if usage is None or usage.cached_tokens or outcome.decision_id is not None:
+            error = _judged_outcome(outcome, root_of[batch.records[row].key])
+            if error is not None:
+                wrong[row] = error
+    return wrong
+
+
+def _judged_outcome(outcome: Outcome, root: str) -> BadRecordError | None:
+    usage, named = outcome.usage, outcome.decision_id
     if usage is not None and usage.cached_tokens > usage.prompt_tokens:
-        raise BadRecordError("range", "more cached_tokens than prompt_tokens")
-    named = outcome.decision_id
+        return BadRecordError("range", "more cached_tokens than prompt_tokens")
     if named is not None and named != request_digest(root, outcome.request_id).hex():
-        raise BadRecordError("other_decision", "decision_id is not that of the request")
+        return BadRecordError("other_decision", "decision_id is not that of the request")
     unsettled = usage is None and outcome.cost_nanousd is None
     if unsettled and outcome.reward is None and outcome.error is None:
-        raise BadRecordError("empty_outcome", "no usage, cost, reward or error")
+        return BadRecordError("empty_outcome", "no usage, cost, reward or error")
+    return None
 
 
 def _arrivals(records: Sequence[Any], read: Sequence[Outcome], ids: list[bytes]) -> Arrivals:
@@ -228,10 +258,3 @@ def _root(key: bytes | None) -> str:
         return (key or b"").decode()
     except UnicodeDecodeError:
         return ""
-
-
-def _checked_root(key: bytes | None, budget: str) -> str:
-    root = budget.partition("/")[0]
-    if key != root.encode():
-        raise BadRecordError("wrong_key", f"the record's key is not the budget's root {root!r}")
-    return root

@@ -208,3 +208,55 @@ def test_outcomes_of_other_content_have_other_prints() -> None:
     for prints in (found.usage_print.tolist(), found.reward_print.tolist()):
         assert len(set(prints[:3])) == 3
         assert prints[3] == prints[0]
+
+
+GIVEN = [1, 2, 3]
+USAGE = {"prompt_tokens": 2, "completion_tokens": 3}
+REQUESTS = [
+    (key, raw(**{"features": GIVEN, **fields}))
+    for key, fields in [
+        (b"acme", {}), (b"acme", {"request_id": "s", "arms": ["a"], "segment": "x"}),
+        (b"other", {}), (None, {}), (b"acme", {"budget": "acme"}), (b"acme", {"arms": ["a", "b"]}),
+        (b"acme", {"features": [1, 2]}), (b"acme", {"features": [1, 2, 2e6]}),
+        (b"acme", {"features": None, "features_b64": "AAAAPwAAgL8AAABA"}),
+        (b"acme", {"prompt": "two"}), (b"acme", {"input_tokens": -1}), (b"other", {"arms": ["b"]}),
+    ]
+]  # fmt: skip
+OUTCOMES = [
+    (key, json.dumps({"request_id": "r", **fields}).encode())
+    for key, fields in [
+        (b"acme", {"usage": USAGE}), (b"other", {"usage": USAGE, "reward": 1}), (b"acme", {}),
+        (b"acme", {"usage": USAGE | {"cached_tokens": 2}}),
+        (b"acme", {"usage": USAGE | {"cached_tokens": 3}}),
+        (b"acme", {"reward": 0, "decision_id": decision_id("acme", "r")}),
+        (b"acme", {"reward": 0, "decision_id": decision_id("other", "r")}),
+        (b"acme", {"error": "gone"}), (b"acme", {"reward": 2}), (b"\xff", {"cost_nanousd": 0}),
+    ]
+]  # fmt: skip
+
+
+def alone(intake: Intake, method: str, key: bytes | None, value: bytes, offset: int) -> Any:
+    """Return a record's fields when it is read by itself, or what is wrong with it."""
+    found, refused = getattr(intake, method)([Raw(key, value, offset, 7)])
+    return (refused[0].reason, refused[0].detail) if refused else found
+
+
+@given(st.lists(st.integers(0, 99), max_size=12))
+def test_a_batch_is_read_as_its_records_are_one_by_one(picks: list[int]) -> None:
+    intake = Intake(CATALOG, None)
+    for method, values in (("requests", REQUESTS), ("outcomes", OUTCOMES)):
+        chosen = [values[pick % len(values)] for pick in picks]
+        records = [Raw(*pair, offset, 7) for offset, pair in enumerate(chosen)]
+        found, refused = getattr(intake, method)(records)
+        told = {place: (error.reason, error.detail) for place, error in refused.items()}
+        each = [alone(intake, method, *pair, at) for at, pair in enumerate(chosen)]
+        assert told == {at: one for at, one in enumerate(each) if isinstance(one, tuple)}
+        good = [one for one in each if not isinstance(one, tuple)]
+        assert list(found.offsets) == [offset for one in good for offset in one.offsets]
+        assert found.ids == [id_ for one in good for id_ in one.ids]
+        if method == "requests":
+            rows = [one.features[0].tolist() for one in good]
+            assert found.features.tolist() == rows
+            assert found.segments == [one.segments[0] for one in good]
+        else:
+            assert found.usage_print.tolist() == [one.usage_print.item() for one in good]
