@@ -1,7 +1,8 @@
 """The hot path without Kafka: what one worker's processor does for a request, step by step.
 
 A chunk of requests is read, decided and written as decision records; then its outcomes are read
-and settled. Times are of the processor, so that other programs on the machine disturb less.
+and settled. Times are of the processor, so that other programs on the machine disturb less. The
+command looks for garbage as seldom as a worker does (:mod:`streams.collector`).
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ import psycopg
 from psycopg import sql
 
 from streams.bench.figures import ratio, ratio_lines, spread, table
+from streams.collector import relax_collector
 from streams.embedded import PostgresServer
 from streams.ledger.chain_check import JOURNALS, Journal
 from streams.ledger.database import connect_sink, connection_string
 from streams.ledger.migrate import upgrade
 from streams.ledger.rows import Raw
 from streams.ledger.unit import Batch
-from streams.ledger.writer import LedgerWriter, relax_collector
+from streams.ledger.writer import LedgerWriter
 from streams.records import (
     BudgetPosition,
     Candidate,

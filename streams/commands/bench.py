@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from streams.collector import relax_collector
 from streams.commands.common import fail
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -54,6 +55,7 @@ def core(
     from streams.bench import core as bench
     from streams.bench.workload import Workload
 
+    relax_collector()
     workload = Workload(arms=arms, features=features, budgets=budgets, levels=levels)
     if profile:
         typer.echo(
@@ -79,6 +81,7 @@ def policy(
     """Decide and learn without Kafka, beside the package ``paretobandit`` on the same vectors."""
     from streams.bench import policy as bench
 
+    relax_collector()
     result = bench.measure(requests=requests, rounds=rounds, arms=arms, features=features, say=_say)
     _tell(result, bench.show, as_json=as_json)
 
@@ -186,6 +189,7 @@ def growth(
     """Cost of a decision as budgets, arms, features, partitions and history grow; memory."""
     from streams.bench import growth as bench
 
+    relax_collector()
     result = bench.measure(requests=requests, rounds=rounds, say=_say)
     _tell(result, bench.show, as_json=as_json)
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from sqlalchemy import make_url
 
 from policy.money import format_usd
+from streams.collector import relax_collector
 from streams.commands.common import fail, set_up_logging
 from streams.config import Config, ConfigError
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
@@ -26,7 +27,6 @@ from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
 from streams.ledger.roles import grant_sink
 from streams.ledger.verify import Report, verify
-from streams.ledger.writer import relax_collector
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str | None, typer.Argument(help="An audit, or verify; left out: a list of them.")]

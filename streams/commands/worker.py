@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 
 import typer
 
+from streams.collector import relax_collector
 from streams.commands.common import config_of, fail, set_up_logging
 
 
@@ -30,10 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def _work(config: object, kafka: str, make: type) -> None:
-    # A batch makes tens of thousands of objects and drops them again: looking for cycles among
-    # them every 700, and then in all that is kept, doubles the time of writing decisions.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    relax_collector()
     # The thread that fetches asks for the lock of the interpreter at every step: while batches are
     # decided, each would take the usual 5 ms.
     sys.setswitchinterval(0.001)

@@ -8,7 +8,6 @@ attempt whose reply was lost had been committed after all: reading the cursors t
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -45,15 +44,6 @@ SELECT partition, link, epoch, next_decision, next_outcome, next_line, booked_at
 FROM links WHERE partition = %s ORDER BY link DESC LIMIT 1
 """
 _OPENING = "SELECT next_line, now() FROM cursors WHERE topic = %s AND partition = %s"
-
-
-def relax_collector() -> None:
-    """Make Python look for garbage less often; for a process that does nothing but book.
-
-    A batch makes tens of thousands of objects and no cycles among them. By default they are all
-    looked at many times over, which took a fifth of the time.
-    """
-    gc.set_threshold(200_000, 20, 50)
 
 
 class LedgerWriter:
