@@ -55,8 +55,12 @@ class _Records:
         raw = msgspec.json.decode(line)
         if not isinstance(raw, dict):
             raise LogError("a line must be a JSON object")
-        if isinstance(raw.get("record"), dict) and "topic" in raw:
+        if "record" in raw and "topic" in raw:
             raw = raw["record"]
+            if raw is None:
+                return  # Retires an entry of the catalog; what was decided before stays priced.
+            if not isinstance(raw, dict):
+                raise LogError("its record is no JSON object")
             line = msgspec.json.encode(raw)
         if "kind" in raw:
             entry = decode_catalog(line)

@@ -21,10 +21,10 @@ from prometheus_client import start_http_server
 from policy.catalog import Catalog
 from policy.state import Limits
 from streams import topics
-from streams.config import Config
+from streams.config import Config, ConfigError
 from streams.encoders import Encoders
 from streams.failpoints import pass_point
-from streams.faust_batches import BatchApp, PartitionNotOwnedError
+from streams.faust_batches import EXIT_CODE, BatchApp, PartitionNotOwnedError
 from streams.fencing import Fences
 from streams.following import Follower
 from streams.intake import Intake
@@ -42,6 +42,21 @@ OUTCOMES_LINGER_S = 0.25
 """Only requests without money wait for a settlement: fewer batches leave more time to decide."""
 TOPICS_CHECKED_S = 5.0
 """How often a worker looks whether its topics are still the same."""
+STOP_S = 45.0
+"""How long a worker that was told to stop may take: longer than its agents have for their batches
+(``release_timeout_s``), and than any drain takes while the broker answers."""
+
+
+class NotDrainedError(Exception):
+    """A worker could not drain. Nothing is lost: who takes its partitions over goes on from it."""
+
+    exit_code = EXIT_CODE
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"told to stop {STOP_S:.0f} s ago and not drained yet; is Kafka away? "
+            "What was not written will be done again"
+        )
 
 
 class Worker:
@@ -120,11 +135,8 @@ class Worker:
         """Work until told to stop; a crash of any part ends the process with code 70."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.app.request_stop)
-        if self._config.metrics_port:
-            start_http_server(
-                self._config.metrics_port, "127.0.0.1", registry=self.metrics.registry
-            )
+            loop.add_signal_handler(number, self._stop)
+        self._serve_metrics()
         try:
             if await self._connect():
                 await self.app.run()
@@ -135,6 +147,22 @@ class Worker:
             await self.follower.stop()
             await self.reader.stop()
             await self.producer.stop()
+
+    def _stop(self) -> None:
+        """Drain and end; at once after :data:`STOP_S`, as when the broker is away and stays so."""
+        self.app.request_stop()
+        asyncio.get_running_loop().call_later(STOP_S, self.app.fatal, NotDrainedError())
+
+    def _serve_metrics(self) -> None:
+        port = self._config.metrics_port
+        if port:
+            try:
+                start_http_server(port, "127.0.0.1", registry=self.metrics.registry)
+            except OSError as exc:
+                raise ConfigError(
+                    f"TOLLWAY_METRICS_PORT={port}: {exc.strerror}; every worker of a machine "
+                    "needs a port of its own, or 0 for none"
+                ) from exc
 
     async def _connect(self) -> bool:
         """Wait for Kafka and read what every worker must know; False if told to stop before."""

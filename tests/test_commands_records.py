@@ -94,7 +94,7 @@ async def test_explain_needs_no_ledger(deployment: Deployment) -> None:
     await deployment.report(root, answer(decided["cmd-bare-1"]))
     with deployment.changed(NO_LEDGER):
         found = await explained(deployment, "cmd-bare-1", "settled")
-    assert "the ledger could not be asked: OperationalError" in found["words"]["Ledger"][0]
+    assert "the ledger could not be asked: connection failed" in found["words"]["Ledger"][0]
     assert found["outcomes"][0]["record"]["reward"] == 0.75
 
 

@@ -317,8 +317,8 @@ def test_ledger_conflicts_and_problems_are_told() -> None:
     assert "not booked yet" in words(make_trace())
     refused = replace(conflict, topic=topics.DECISIONS, part="decision", reason="other_content")
     assert "not booked yet" not in words(make_trace(conflicts=[refused]))
-    problem = words(make_trace(ledger_problem="OperationalError"))
-    assert "the ledger could not be asked: OperationalError" in problem
+    problem = words(make_trace(ledger_problem="connection failed"))
+    assert "the ledger could not be asked: connection failed" in problem
 
 
 def test_a_key_in_a_foreign_partition_is_told() -> None:

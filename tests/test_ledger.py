@@ -523,3 +523,20 @@ def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: P
         run_audit(topics.url, "savings")
     with pytest.raises(UnknownAuditError, match="compares with no arm"):
         run_audit(topics.url, "spend", arm="small@x")
+
+
+def test_a_database_that_is_not_there_is_told_in_its_own_words(
+    topics: Topics, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    commands.register(app)
+    server, _, _ = topics.url.rpartition("/")
+    for url, reason in (
+        (f"{server}/nowhere", 'database "nowhere" does not exist'),
+        ("postgresql://me:word@127.0.0.1:1/x", "refused"),
+    ):
+        config = Config(home=tmp_path, kafka="127.0.0.1:1", database_url=url)
+        done = CliRunner().invoke(app, ["audit", "spend"], obj=config)
+        assert done.exit_code == 2
+        assert reason in done.output.replace("\n", " ")
+        assert "word" not in done.output.replace("password", "")

@@ -228,6 +228,7 @@ def test_records_of_the_topics_make_the_same_log():
     assert read.expected_cost_usd[0] == pytest.approx([1e-4] * 3)
     # As `tollway tail --json` prints them: each with its place.
     tailed = [b'{"topic":"t","partition":0,"offset":1,"record":' + line + b"}" for line in lines]
+    tailed.append(b'{"topic":"t","partition":0,"offset":2,"key":"price:gone@x","record":null}')
     again, left_out = read_jsonl(tailed)
     assert left_out == 1
     assert again.cost_usd.tolist() == read.cost_usd.tolist()
@@ -272,6 +273,7 @@ def test_prompts_become_features_by_the_newest_encoder_of_the_log():
     [
         pytest.param(b"{", "line 1", id="broken"),
         pytest.param(b"[1]", "JSON object", id="no-object"),
+        pytest.param(b'{"topic": "t", "record": 1}', "no JSON object", id="no-object-in-it"),
         pytest.param(b'{"request_id": "a", "rewrad": 1}', "unknown_field", id="misspelt"),
         pytest.param(b'{"request_id": "a", "reward": 1.0}', "no decision", id="no-decision"),
     ],

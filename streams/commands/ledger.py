@@ -22,7 +22,7 @@ from streams.collector import relax_collector
 from streams.commands.common import fail, set_up_logging
 from streams.config import Config, ConfigError
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
-from streams.ledger.database import describe
+from streams.ledger.database import reason_of
 from streams.ledger.errors import LedgerError
 from streams.ledger.heads import load_key
 from streams.ledger.roles import grant_sink
@@ -154,10 +154,9 @@ def _errors_told(config: Config) -> Iterator[None]:
         typer.echo("tollway: the ledger has no tables; run `tollway migrate`", err=True)
         raise typer.Exit(2) from None
     except psycopg.OperationalError as error:
-        # The server's own words may show values; where it was looked for is what helps.
         url = make_url(_database_url(config))
         place = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
-        fail(f"the database at {place} cannot be reached: {describe(error)}")
+        fail(f"the database at {place} cannot be reached: {reason_of(error)}")
 
 
 def _print_audits(*, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -55,8 +55,9 @@ def register(
     @app.command()
     def up(ctx: typer.Context, as_json: Json = False) -> None:
         """Start Kafka and Postgres on this machine and prepare them; safe to repeat."""
-        config: Config = ctx.obj
-        if not as_json:
+        config = _own_servers(ctx.obj)
+        before = servers.status(config.home)
+        if not all(server.running or _own(config, server) for server in before):
             typer.echo("starting; the first time downloads 45 MB", err=True)
         with _errors_told():
             endpoints = servers.up(
@@ -64,6 +65,8 @@ def register(
             )
             for preparation in after_up:
                 preparation(config, endpoints)
+        for line in _moved(before, servers.status(config.home)):
+            typer.echo(line, err=True)
         if as_json:
             typer.echo(json.dumps(asdict(endpoints)))
             return
@@ -86,16 +89,50 @@ def register(
     @app.command()
     def status(ctx: typer.Context, as_json: Json = False) -> None:
         """Say whether the embedded servers run; exit code 3 if one that is needed does not."""
-        config: Config = ctx.obj
-        own = {"kafka": config.kafka, "postgres": config.database_url}
+        config = _own_servers(ctx.obj)
         found = servers.status(config.home)
         if as_json:
-            typer.echo(json.dumps({s.name: _as_object(s, own=bool(own[s.name])) for s in found}))
+            objects = {s.name: _as_object(s, own=_own(config, s)) for s in found}
+            typer.echo(json.dumps(objects))
         else:
             for server in found:
-                typer.echo(_as_line(server, own=bool(own[server.name])))
-        if not all(server.running or own[server.name] for server in found):
+                typer.echo(_as_line(server, own=_own(config, server)))
+        if not all(server.running or _own(config, server) for server in found):
             raise typer.Exit(3)
+
+
+def _own_servers(config: Config) -> Config:
+    """Return the settings with the servers of the user's own only.
+
+    What ``up`` printed may stand in the environment: it names the embedded ones.
+    """
+    broker, database = servers.status(config.home)
+    kafka, url = config.kafka, config.database_url
+    return replace(
+        config,
+        kafka=None if kafka == broker.endpoint else kafka,
+        database_url=None if url and _plain(url) == _plain(database.endpoint) else url,
+    )
+
+
+def _plain(url: str | None) -> str | None:
+    return connection_string(url) if url else None
+
+
+def _own(config: Config, server: ServerStatus) -> bool:
+    return bool(config.kafka if server.name == "kafka" else config.database_url)
+
+
+def _moved(before: Sequence[ServerStatus], after: Sequence[ServerStatus]) -> Iterator[str]:
+    """Say which servers are elsewhere now, because another program has taken their port."""
+    for old, new in zip(before, after, strict=True):
+        if old.endpoint and new.running and old.endpoint != new.endpoint:
+            # A URL holds a password.
+            former, now = (str(text).rsplit("@", 1)[-1] for text in (old.endpoint, new.endpoint))
+            yield (
+                f"{new.name} is at {now} now: the port of {former} was taken; "
+                "restart workers and sinks, and set TOLLWAY_* anew where a shell has them"
+            )
 
 
 def _as_object(server: ServerStatus, *, own: bool) -> dict[str, object]:

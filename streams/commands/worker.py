@@ -24,9 +24,9 @@ def register(app: typer.Typer) -> None:
         set_up_logging(config, "faust", "mode", "aiokafka")
         try:
             kafka = config.kafka or config.endpoints()[0]
+            asyncio.run(_work(config, kafka, Worker))
         except ConfigError as exc:
             fail(str(exc))
-        asyncio.run(_work(config, kafka, Worker))
 
 
 async def _work(config: object, kafka: str, make: type) -> None:

@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 
 from streams import topics
 from streams.explain.trace import Conflict, Transfer
-from streams.ledger.database import connection_string, describe
+from streams.ledger.database import connection_string, reason_of
 from streams.records import decision_id
 
 _COLUMNS = """
@@ -100,7 +100,7 @@ def find_places(database_url: str | None, request_id: str, root: str | None) -> 
     except psycopg.errors.UndefinedTable:
         return Places(problem="it has no tables; run `tollway migrate`")
     except psycopg.Error as exc:
-        return Places(problem=describe(exc))
+        return Places(problem=reason_of(exc))
 
 
 def _ask(

@@ -72,6 +72,16 @@ def is_copy(error: psycopg.errors.UniqueViolation) -> bool:
     return error.diag.constraint_name == "pk_decisions"
 
 
+def reason_of(error: psycopg.Error) -> str:
+    """Return why the database cannot be reached or asked.
+
+    In the words of libpq, which name places and never a password; what a server says of a
+    statement may show values, so of that the class and code only.
+    """
+    said = " ".join(str(error).split())
+    return said if said and error.sqlstate is None else describe(error)
+
+
 def describe(error: Exception) -> str:
     """Return the error's class and code, without the values that its message may show."""
     code = error.sqlstate if isinstance(error, psycopg.Error) else None
