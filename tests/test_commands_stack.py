@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 from streams.commands import stack
 from streams.config import Config
 from streams.embedded import Endpoints, ServerStatus
+from tests.deployment import Deployment
+from tests.test_commands_records import run as run_command
 
 KAFKA, URL = "127.0.0.1:9001", "postgresql+psycopg://tollway:secret@127.0.0.1:9002/tollway"
 
@@ -43,6 +48,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch, servers: Servers, command: str, **settings: Any
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(stack, "servers", servers)
+    monkeypatch.setattr(stack, "_members", lambda kafka, app_id: f"{kafka} of {app_id}")
     app = typer.Typer()
     stack.register(app, after_up=())
     config = Config(home=Path("/nowhere"), **settings)
@@ -77,6 +83,7 @@ def test_what_up_printed_names_the_embedded_servers(
     assert servers.given == {"kafka": None, "database_url": None}
     code, out, _ = run(monkeypatch, servers, "status", **printed)
     assert code == 0 and f"running  pid 7  {KAFKA}" in out
+    assert f"workers   not known: {KAFKA} of tollway" in out
 
 
 def test_servers_of_the_users_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +93,31 @@ def test_servers_of_the_users_own_are_left_alone(monkeypatch: pytest.MonkeyPatch
     assert code == 0 and out.count("a server of your own") == 2 and "word" not in out
     assert run(monkeypatch, servers, "up", **own)[2] == ""
     assert servers.given == own
+
+
+def test_a_broker_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = Servers(standing(running=False), standing(running=False))
+    monkeypatch.setattr(stack, "servers", servers)
+    app = typer.Typer()
+    stack.register(app, after_up=())
+    config = Config(home=Path("/nowhere"), kafka="127.0.0.1:1", database_url=URL)
+    done = CliRunner().invoke(app, ["status", "--json"], obj=config)
+    assert json.loads(done.stdout)["at_work"] is None
+    done = CliRunner().invoke(app, ["status"], obj=config)
+    assert "workers   not known: Kafka at 127.0.0.1:1: " in done.stdout
+
+
+@pytest.mark.kafka
+@pytest.mark.postgres
+async def test_status_says_who_is_at_work(deployment: Deployment) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        found = json.loads(await asyncio.to_thread(run_command, deployment, "status", "--json"))[
+            "at_work"
+        ]
+        assert found["workers"] >= 1 and found["sinks"] >= 1
+        if found["waiting"] == 0:
+            break
+        assert time.monotonic() < deadline, found
+    words = await asyncio.to_thread(run_command, deployment, "status")
+    assert f"workers   {found['workers']}; requests that none is done with: " in words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from streams.config import Config
 from streams.embedded import EmbeddedError, Endpoints, ServerStatus
 from streams.embedded import stack as servers
 from streams.ledger.database import connection_string
+from streams.members import KafkaAwayError, Members, find_members
 
 Preparation = Callable[[Config, Endpoints], None]
 """Something that `up` does when the servers run; it must be safe to repeat."""
@@ -88,17 +90,43 @@ def register(
 
     @app.command()
     def status(ctx: typer.Context, as_json: Json = False) -> None:
-        """Say whether the embedded servers run; exit code 3 if one that is needed does not."""
+        """Say whether the servers run, and who is at work.
+
+        The exit code is 3 if an embedded server that is needed does not run.
+        """
         config = _own_servers(ctx.obj)
         found = servers.status(config.home)
+        kafka = config.kafka or (found[0].endpoint if found[0].running else None)
+        at_work = None if kafka is None else _members(kafka, config.app_id)
         if as_json:
-            objects = {s.name: _as_object(s, own=_own(config, s)) for s in found}
+            objects: dict[str, object] = {s.name: _as_object(s, own=_own(config, s)) for s in found}
+            objects["at_work"] = asdict(at_work) if isinstance(at_work, Members) else None
             typer.echo(json.dumps(objects))
         else:
             for server in found:
                 typer.echo(_as_line(server, own=_own(config, server)))
+            for line in _at_work_lines(at_work):
+                typer.echo(line)
         if not all(server.running or _own(config, server) for server in found):
             raise typer.Exit(3)
+
+
+def _members(kafka: str, app_id: str) -> Members | str:
+    """Return who is at work, or why that is not known."""
+    # It says itself that it cannot connect.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    try:
+        return asyncio.run(find_members(kafka, app_id=app_id))
+    except KafkaAwayError as error:
+        return str(error)
+
+
+def _at_work_lines(at_work: Members | str | None) -> Iterator[str]:
+    if isinstance(at_work, Members):
+        yield f"workers   {at_work.workers}; requests that none is done with: {at_work.waiting}"
+        yield f"sinks     {at_work.sinks}"
+    elif at_work is not None:
+        yield f"workers   not known: {at_work}"
 
 
 def _own_servers(config: Config) -> Config:
