@@ -221,6 +221,7 @@ async def test_a_file_is_sent_wholly_or_not_at_all(deployment: Deployment, tmp_p
         run, deployment, "send", "--budget", f"{root}/none", "--prompt", "x", "--wait", code=1
     )
     assert "refused, unknown_budget" in refused
+    assert refused.endswith("is not declared; see `tollway catalog show`\n")
 
 
 async def test_catalog_apply_show_and_retire(deployment: Deployment, tmp_path: Path) -> None:
