@@ -86,3 +86,17 @@ def test_the_help_of_send_says_which_code_a_rejection_has() -> None:
         'exit code is 0 if each got a decision, also one that names no model ("rejected")' in text
     )
     assert "1 if one was refused (a dead letter)" in text
+
+
+def test_a_misspelt_audit_is_told_all_that_there_are(tmp_path: Path) -> None:
+    assert "no audit 'verfy'; there are spend, " in words(tmp_path, "audit", "verfy")
+    assert words(tmp_path, "audit", "verfy").endswith(", cursors, verify\n")
+    assert "audit savings needs --arm" in words(tmp_path, "audit", "savings")
+
+
+def test_tail_takes_a_topic_by_either_name(tmp_path: Path) -> None:
+    for name in ("dead-letters", "tollway.dead-letters.v1"):
+        assert "Kafka at 127.0.0.1:9 cannot be used" in words(tmp_path, "tail", name)
+    told = " ".join(words(tmp_path, "tail", "dead-letter", COLUMNS="500").split())
+    assert "'dead-letter'; there are requests, " in told
+    assert "full names such as tollway.dead-letters.v1" in told
