@@ -17,20 +17,27 @@ from typing import Any
 
 import msgspec
 
+from policy.money import AMOUNT_MAX, PRICE_MAX
 from streams.catalog_log import CatalogLog
 from streams.following import apply_entry, entry_key
 from streams.lines import entry as entry_line
 from streams.records import BadRecordError, CatalogEntry, PriceEntry, decode_catalog
+from streams.records.words import in_words
 
 _KINDS = ("arm", "price", "budget", "policy")
-_DOLLARS: Mapping[str, tuple[str, int]] = {
-    "limit_usd": ("limit_nanousd", 10**9),
-    "per_request_usd": ("per_request_nanousd", 10**9),
-    "input_usd": ("input", 10**6),
-    "output_usd": ("output", 10**6),
-    "cached_usd": ("cached", 10**6),
+_DOLLARS: Mapping[str, tuple[str, int, int]] = {
+    "limit_usd": ("limit_nanousd", 10**9, AMOUNT_MAX),
+    "per_request_usd": ("per_request_nanousd", 10**9, AMOUNT_MAX),
+    "input_usd": ("input", 10**6, PRICE_MAX),
+    "output_usd": ("output", 10**6, PRICE_MAX),
+    "cached_usd": ("cached", 10**6, PRICE_MAX),
 }
-"""What may be given in dollars: the field of the record, and its units per dollar."""
+"""What may be given in dollars: the field of the record, its units per dollar, the most of them."""
+_MISSING = {
+    f"Object missing required field `{target}`": f"{name} is missing: give it in dollars, or "
+    f"{target} in 1/{units} dollars"
+    for name, (target, units, _) in _DOLLARS.items()
+}
 
 Fields = dict[str, Any]
 
@@ -93,7 +100,10 @@ def plan(fields: list[Fields], log: CatalogLog) -> list[Change]:
             entry = _entry(given, log)
             catalog = apply_entry(catalog, entry)
         except BadRecordError as exc:
-            raise CatalogFileError(f"entry {number} ({_name(given)}): {exc}") from None
+            detail = _MISSING.get(exc.detail) or in_words(exc.detail, given)
+            raise CatalogFileError(
+                f"entry {number} ({_name(given)}): {exc.reason}: {detail}"
+            ) from None
         key = entry_key(entry).decode()
         if key in seen:
             raise CatalogFileError(f"entry {number} ({key}): this key comes twice")
@@ -140,10 +150,10 @@ def _tables(content: Fields) -> Iterator[Any]:
 def _entry(given: Fields, log: CatalogLog) -> CatalogEntry:
     fields = {name: value for name, value in given.items() if name not in _DOLLARS}
     for name in given.keys() & _DOLLARS.keys():
-        target, units = _DOLLARS[name]
+        target, units, units_max = _DOLLARS[name]
         if target in given:
             raise BadRecordError("range", f"give {target} or {name}, not both")
-        fields[target] = _units(name, given[name], units)
+        fields[target] = _units(name, given[name], units, units_max)
     if fields.get("kind") == "price" and "version" not in fields:
         fields["version"] = _next_version(fields, log)
         return decode_catalog(_encode(fields))
@@ -168,13 +178,17 @@ def _next_version(fields: Fields, log: CatalogLog) -> int:
     return last + 1
 
 
-def _units(name: str, value: Any, units: int) -> int:
+def _units(name: str, value: Any, units: int, units_max: int) -> int:
     try:
         amount = Decimal(str(value)) * units
     except InvalidOperation:
         raise BadRecordError("wrong_type", f"{name} is no amount of dollars: {value!r}") from None
     if not amount.is_finite() or amount != amount.to_integral_value():
         raise BadRecordError("range", f"{name} is no whole number of 1/{units} dollars: {value}")
+    if not 0 <= amount <= units_max:
+        raise BadRecordError(
+            "range", f"{name} must be 0 to {units_max // units} dollars, got {value}"
+        )
     return int(amount)
 
 

@@ -28,6 +28,8 @@ VARIABLES: Mapping[str, str] = {
     "TOLLWAY_FAILPOINT": "for tests: POINT:ACTION:COUNT, where to fail; default none",
 }
 
+LEVELS = ("debug", "info", "warning", "error")
+
 
 class ConfigError(Exception):
     """A setting is missing or out of range; the message names it and shows the value."""
@@ -88,11 +90,17 @@ class Config:
         """
         unknown = sorted(n for n in env if n.startswith("TOLLWAY_") and n not in VARIABLES)
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]}; known are {', '.join(VARIABLES)}")
+            known = ", ".join(name for name in VARIABLES if name != "TOLLWAY_FAILPOINT")
+            raise ConfigError(
+                f"unknown setting {unknown[0]} in the environment; unset or correct it; "
+                f"known are {known}"
+            )
         home = env.get("TOLLWAY_HOME") or str(_default_home(env))
         level = env.get("TOLLWAY_LOG_LEVEL", "info").lower()
-        if level not in ("debug", "info", "warning", "error"):
-            raise ConfigError(f"TOLLWAY_LOG_LEVEL must be a log level, got {level!r}")
+        if level not in LEVELS:
+            raise ConfigError(
+                f"TOLLWAY_LOG_LEVEL must be one of {', '.join(LEVELS)}, got {level!r}"
+            )
         return cls(
             home=Path(home).expanduser(),
             kafka=env.get("TOLLWAY_KAFKA") or None,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,10 @@ from streams.records import (
     decode,
     encode,
 )
+from streams.records.words import in_words
 from streams.tailing import Place, TailReader
+
+R = TypeVar("R", Request, Outcome)
 
 LOOK_BACK_S = 2.0
 """After this time requests without an answer are looked for among those decided before."""
@@ -51,7 +54,7 @@ def check_request(fields: Mapping[str, Any]) -> Request:
     BadRecordError
         If a worker would refuse it whatever the catalog says; the detail names the place.
     """
-    request = decode(Request, msgspec.json.encode(fields))
+    request = _decode(Request, fields)
     given = (request.prompt, request.features, request.features_b64)
     if sum(part is not None for part in given) != 1:
         raise BadRecordError("features", "give exactly one of prompt, features, features_b64")
@@ -81,7 +84,15 @@ def check_budget(budget: str) -> None:
     try:
         msgspec.convert(budget, BudgetPath)
     except msgspec.ValidationError as exc:
-        raise BadRecordError("range", f"budget {budget!r}: {exc}") from None
+        detail = in_words(f"{exc} - at `$.budget`", {"budget": budget})
+        raise BadRecordError("range", detail) from None
+
+
+def _decode(kind: type[R], fields: Mapping[str, Any]) -> R:
+    try:
+        return decode(kind, msgspec.json.encode(fields))
+    except BadRecordError as exc:
+        raise BadRecordError(exc.reason, in_words(exc.detail, fields)) from None
 
 
 def check_outcome(fields: Mapping[str, Any]) -> Outcome:
@@ -92,7 +103,7 @@ def check_outcome(fields: Mapping[str, Any]) -> Outcome:
     BadRecordError
         If a worker would refuse it whatever was decided; the detail names the place.
     """
-    outcome = decode(Outcome, msgspec.json.encode(fields))
+    outcome = _decode(Outcome, fields)
     usage = outcome.usage
     if usage is not None and usage.cached_tokens > usage.prompt_tokens:
         raise BadRecordError("range", "more cached_tokens than prompt_tokens - at `$.usage`")

@@ -221,6 +221,7 @@ async def test_a_file_is_sent_wholly_or_not_at_all(deployment: Deployment, tmp_p
         run, deployment, "send", "--budget", f"{root}/none", "--prompt", "x", "--wait", code=1
     )
     assert "refused, unknown_budget" in refused
+    assert refused.endswith("is not declared; see `tollway catalog show`\n")
 
 
 async def test_catalog_apply_show_and_retire(deployment: Deployment, tmp_path: Path) -> None:
@@ -292,7 +293,8 @@ async def test_help_and_errors_are_clear(deployment: Deployment) -> None:
             assert "Usage:" in run(deployment, *command, "--help")
         text = run(deployment, "send", "--budget", "a b", "--prompt", "x", code=2)
         assert "request: range" in text
-        assert "$.budget" in text
+        assert "budget must be 1 to 96 letters, digits or _.@:+-, or up to six such parts" in text
+        assert "got 'a b'" in text
         text = run(deployment, "outcome", "r", "--budget", "acme", code=2)
         assert "empty_outcome: no usage, cost, reward or error" in text
         text = run(deployment, "outcome", "r", "--budget", "a", "--cost-usd", "-1", code=2)

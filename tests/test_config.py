@@ -52,6 +52,16 @@ def test_what_cannot_be_used_is_named(name: str, value: str) -> None:
         Config.from_env({name: value})
 
 
+def test_what_is_known_is_listed_as_the_readme_does() -> None:
+    with pytest.raises(ConfigError) as unknown:
+        Config.from_env({"TOLLWAY_KAFFKA": "k:1"})
+    listed = str(unknown.value).split("known are ")[1].split(", ")
+    rows = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    assert listed == [row.split("`")[1] for row in rows if row.startswith("| `TOLLWAY_")]
+    with pytest.raises(ConfigError, match="one of debug, info, warning, error, got 'verbose'"):
+        Config.from_env({"TOLLWAY_LOG_LEVEL": "verbose"})
+
+
 def test_without_servers_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tollway up"):
         Config.from_env({"TOLLWAY_HOME": str(tmp_path)}).endpoints()

@@ -507,6 +507,12 @@ def test_the_commands_print_answers_and_exit_by_them(topics: Topics, tmp_path: P
     assert run("migrate") == (0, "ledger: revision 0005\n")
     code, listing = run("audit")
     assert code == 0 and all(name in listing for name in (*AUDITS, "verify"))
+    code, output = run("audit", "dead-letters")
+    assert code == 0
+    assert output == (
+        "dead-letters: nothing that the sink could not book; what workers refused is in "
+        "`tollway tail dead-letters --from-start`\n"
+    )
     topics.book(decision("r1"), usage("r1", 1_200))
     code, output = run("audit", "overruns", "--json")
     assert code == 0

@@ -158,7 +158,7 @@ def test_schemas_are_free_of_what_only_python_understands() -> None:
         pytest.param({"prompt": "a\0b"}, "$.prompt", id="nul"),
         pytest.param({"prompt": None, "features": [0.5, 1e9]}, "$.features[1]", id="feature-range"),
         pytest.param({"prompt": None, "features": [0.5, "x"]}, "$.features[1]", id="feature-type"),
-        pytest.param({"arms": ["a b"]}, "$.arms[0]", id="arm-name"),
+        pytest.param({"arms": ["a b"]}, "arms[0] must be", id="arm-name"),
     ],
 )
 def test_a_request_is_checked_as_a_worker_would(change: dict[str, Any], place: str) -> None:
@@ -355,7 +355,27 @@ def test_a_retired_price_still_counts_for_the_version() -> None:
                      "not both", id="limit-twice"),
         pytest.param([{"kind": "budget", "budget": "x", "limit_usd": "much"}],
                      "no amount of dollars", id="no-number"),
-        pytest.param([{"kind": "budget", "budget": "x", "limit_usd": -1}], "range", id="negative"),
+        pytest.param([{"kind": "budget", "budget": "x", "limit_usd": -5}],
+                     "limit_usd must be 0 to 1000000000 dollars, got -5", id="negative"),
+        pytest.param([{"kind": "price", "arm": "c", "input_usd": "10001", "output_usd": 1}],
+                     "input_usd must be 0 to 10000 dollars, got 10001", id="too-dear"),
+        pytest.param([{"kind": "budget", "budget": "x"}], "limit_usd is missing", id="no-limit"),
+        pytest.param([{"kind": "budget", "budget": "x", "limit_usd": 1, "window": "fortnight"}],
+                     "window must be hour, day, week, month, total, or a number of seconds such "
+                     "as 90s, got 'fortnight'", id="window"),
+        pytest.param([{"kind": "budget", "budget": "x", "limit_usd": 1, "pacing": "slow"}],
+                     "pacing must be one of even, pid, none, got 'slow'", id="pacing"),
+        pytest.param([{"kind": "policy", "encoder": "lexicon"}],
+                     "encoder must be none, lexical, or a version that `tollway encoder` printed, "
+                     "got 'lexicon'", id="encoder"),
+        pytest.param([{"kind": "arm", "arm": "c", "capabilities": ["json", "a b"]}],
+                     "capabilities[1] must be 1 to 96 letters, digits or _.@:+-, got 'a b'",
+                     id="capability"),
+        pytest.param([{"kind": "arm", "arm": "c/d/e"}],
+                     "arm must be 1 to 96 letters, digits or _.@:+-, or two such parts joined by "
+                     "/, got 'c/d/e'", id="arm"),
+        pytest.param([{"kind": "budget", "budget": "a//b", "limit_usd": 1}],
+                     "up to six such parts joined by /, got 'a//b'", id="path"),
     ],
 )  # fmt: skip
 def test_a_bad_entry_refuses_the_whole_file(entries: list[dict[str, Any]], message: str) -> None:

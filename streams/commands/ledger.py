@@ -21,6 +21,7 @@ from policy.money import format_usd
 from streams.collector import relax_collector
 from streams.commands.common import fail, set_up_logging
 from streams.config import Config, ConfigError
+from streams.explain.wording import safe
 from streams.ledger.audit import AUDITS, Answer, Value, run_audit
 from streams.ledger.database import reason_of
 from streams.ledger.errors import LedgerError
@@ -34,6 +35,11 @@ Arm = Annotated[str | None, typer.Option(help="The arm to compare with, for savi
 Budget = Annotated[str | None, typer.Option(help="Only the rows of this budget.")]
 
 HEADS_KEY = "heads.key"
+_ELSEWHERE = {
+    "dead-letters": " that the sink could not book; what workers refused is in "
+    "`tollway tail dead-letters --from-start`"
+}
+"""What to add where an audit finds nothing, and another command may."""
 _VERIFY_HELP = "read the topics again and compare all that follows from them with the ledger"
 
 
@@ -90,6 +96,10 @@ def register(app: typer.Typer) -> None:
         if name is None:
             _print_audits(as_json=as_json)
             return
+        if name not in (*AUDITS, "verify"):
+            fail(f"no audit {safe(name)!r}; there are {', '.join((*AUDITS, 'verify'))}")
+        if name == "savings" and arm is None:
+            fail("audit savings needs --arm, the arm that the same tokens would have gone to")
         config: Config = ctx.obj
         with _errors_told(config):
             if name == "verify":
@@ -177,7 +187,7 @@ def _print_answer(answer: Answer, *, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = 240
     if not answer.rows:
-        console.print(f"{answer.name}: nothing")
+        console.print(f"{answer.name}: nothing{_ELSEWHERE.get(answer.name, '')}", soft_wrap=True)
         return
     table = Table(title=answer.name)
     for column in answer.columns:

@@ -7,16 +7,17 @@ import json
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from policy.money import parse_usd
-from streams import asyncapi, lines
+from streams import asyncapi, lines, topics
 from streams.client import Client
 from streams.commands import catalog, explain, send
 from streams.commands.common import fail, kafka_of, ledger_of
 from streams.commands.talking import Json, errors_told, need_topics
+from streams.explain.wording import safe
 from streams.records import BadRecordError, Outcome, decision_id
 from streams.sending import check_budget, check_outcome
 from streams.tailing import TailReader
@@ -34,7 +35,6 @@ CostUsd = Annotated[
 Reward = Annotated[float | None, typer.Option(help="How good the answer was, in [0, 1].")]
 Latency = Annotated[int | None, typer.Option(help="How long the call took.")]
 Error = Annotated[str | None, typer.Option(help="What went wrong.")]
-Topic = Literal["requests", "decisions", "outcomes", "catalog", "statistics", "dead-letters"]
 
 
 def register(app: typer.Typer) -> None:
@@ -132,11 +132,29 @@ async def _report(kafka: str, budget: str, outcome: Outcome, database_url: str |
     return True
 
 
+def _topic(name: str) -> str:
+    topic = lines.NAMES.get(name, name)
+    if topic not in lines.NAMES.values():
+        raise typer.BadParameter(
+            f"{safe(name)!r}; there are {', '.join(lines.NAMES)}, or their full names such as "
+            f"{topics.DEAD_LETTERS}"
+        )
+    return topic
+
+
+_TOPIC = typer.Argument(
+    parser=_topic,
+    metavar="TOPIC",
+    autocompletion=lambda: list(lines.NAMES),
+    help=f"{', '.join(lines.NAMES)}; or the full name, such as {topics.DEAD_LETTERS}.",
+)
+
+
 def _register_tail(app: typer.Typer) -> None:
     @app.command()
     def tail(
         ctx: typer.Context,
-        topic: Annotated[Topic, typer.Argument(help="Which topic.")],
+        topic: Annotated[str, _TOPIC],
         from_start: Annotated[
             bool, typer.Option("--from-start", help="Begin with the oldest record.")
         ] = False,
@@ -150,7 +168,7 @@ def _register_tail(app: typer.Typer) -> None:
         """Print the records of a topic as they come, one line each, until Ctrl-C."""
         kafka = kafka_of(ctx)
         with errors_told(kafka), suppress(KeyboardInterrupt):
-            asyncio.run(_tail(kafka, lines.NAMES[topic], number, first=from_start, as_json=as_json))
+            asyncio.run(_tail(kafka, topic, number, first=from_start, as_json=as_json))
 
 
 async def _tail(kafka: str, topic: str, number: int | None, *, first: bool, as_json: bool) -> None:

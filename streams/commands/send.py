@@ -86,8 +86,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Send requests, checked before any is sent.
 
-        With --wait the exit code is 1 if one was refused or stayed without a decision; of one that
-        was decided before, the decision that there is is printed.
+        With --wait the exit code is 0 if each got a decision, also one that names no model
+        ("rejected"), and 1 if one was refused (a dead letter) or stayed without a decision. Of a
+        request that was decided before, the decision that there is is printed.
         """
         fields = _given(
             budget=budget,
@@ -102,7 +103,11 @@ def register(app: typer.Typer) -> None:
         own = _given(request_id=request_id, prompt=prompt, features=_features_of(features))
         if file is not None and own:
             fail("--file brings its own prompts, features and ids")
-        requests = [_request_of({**fields, **own})] if file is None else _requests_of(file, fields)
+        if file is None:
+            _need_options({**fields, **own})
+            requests = [_request_of({**fields, **own})]
+        else:
+            requests = _requests_of(file, fields)
         kafka = kafka_of(ctx)
         with errors_told(kafka):
             asyncio.run(need_topics(kafka))
@@ -119,6 +124,19 @@ def register(app: typer.Typer) -> None:
 
 def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _need_options(given: Mapping[str, Any]) -> None:
+    """End with the options that a request lacks: who types none of its fields' names knows none."""
+    if "budget" not in given:
+        fail("no --budget is given; give the path of the budget that pays, such as acme/search/k1")
+    asked = given.keys() & {"prompt", "features"}
+    if not asked:
+        fail("nothing is asked: give --prompt or --features, or --file with requests")
+    if len(asked) > 1:
+        fail("--prompt and --features are both given; give one of them")
+    if "features" in given and "input_tokens" not in given:
+        fail("--features needs --input-tokens: features do not tell how long the prompt is")
 
 
 async def _send(kafka: str, requests: Sequence[Request], *, as_json: bool) -> None:
@@ -147,7 +165,9 @@ def _answer(answer: Answer, timeout_s: float) -> str:
         return lines.decision(answer.decision) + (before if answer.is_former else "")
     head = f"{request.request_id}  {request.budget}  "
     if answer.letter is not None:
-        return f"{head}refused, {answer.letter.reason}: {safe(answer.letter.detail, 300)}"
+        reason = answer.letter.reason
+        advice = "; see `tollway catalog show`" if reason == "unknown_budget" else ""
+        return f"{head}refused, {reason}: {safe(answer.letter.detail, 300)}{advice}"
     return (
         f"{head}no decision within {timeout_s:g} s; `tollway explain {request.request_id}` says "
         "whether it waits"
