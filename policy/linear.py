@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -33,6 +33,16 @@ def slope_strength(*, features: int, weight: float, squares: float, signal: floa
         return features / signal
     scale = max(squares / (features * weight), 1e-12)
     return float(features / signal * 2.0 ** (round(4.0 * math.log2(scale)) / 4.0))
+
+
+@cache
+def upper_triangle(size: int) -> tuple[Ints, Ints]:
+    """Return the rows and columns of a square matrix on and above its diagonal.
+
+    To find them takes longer than what is done with them.
+    """
+    rows, columns = np.triu_indices(size)
+    return rows, columns
 
 
 _MANY_ARMS = 32
@@ -79,7 +89,7 @@ class Solution:
     @cached_property
     def _pairs(self) -> tuple[Ints, Ints, Floats]:
         """Return each pair of features, and what its product weighs for each arm, shape (p, k)."""
-        one, other = np.triu_indices(self.inverses.shape[0])
+        one, other = upper_triangle(self.inverses.shape[0])
         # The inverses are symmetric: what is not on the diagonal is there twice.
         weights = self.inverses[one, :, other] * np.where(one == other, 1.0, 2.0)[:, None]
         return one, other, weights

@@ -9,12 +9,10 @@ were seen.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
-from policy.linear import slope_strength
-from policy.terms import Floats, Ints
+from policy.linear import slope_strength, upper_triangle
+from policy.terms import Floats
 from policy.watch import Watch
 
 BLOCK, BLOCK_LATER = 8, 32
@@ -191,7 +189,7 @@ class Moments:
         """Return the whole state as one vector; equal for equal states."""
         count = self._count
         head = [len(self.matrix) - 1, count, self.seen, float(self.dropped)]
-        upper = self.matrix[_upper(len(self.matrix))]
+        upper = self.matrix[upper_triangle(len(self.matrix))]
         rows = self._pending[:count]
         values, weights = rows[:, -1], self._weights[:count]
         watch = self._watch.vector()
@@ -209,7 +207,7 @@ class Moments:
         if len(vector) < _HEAD or vector[0] != width:
             raise ValueError(f"state is not of {width} features")
         waiting = int(vector[1])
-        upper = _upper(width + 1)
+        upper = upper_triangle(width + 1)
         sizes = [_HEAD, Watch.size(width), len(upper[0]), waiting * width, waiting, waiting]
         ends = np.cumsum(sizes)
         if not 0 <= waiting < BLOCK_LATER or len(vector) < ends[-1]:
@@ -224,13 +222,6 @@ class Moments:
         self._pending[:waiting, -1] = vector[ends[3] : ends[4]]
         self._weights[:waiting] = vector[ends[4] : ends[5]]
         return int(ends[-1])
-
-
-@cache
-def _upper(size: int) -> tuple[Ints, Ints]:
-    """Return the places of a matrix on and above its diagonal; each record of statistics asks."""
-    rows, columns = np.triu_indices(size)
-    return rows, columns
 
 
 def _block_at(folded: int) -> int:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from streams.commands import stack
 from streams.config import Config
 from streams.embedded import Endpoints, ServerStatus
+from streams.ledger.database import reason_of
 from tests.deployment import Deployment
 from tests.test_commands_records import run as run_command
 
@@ -121,3 +123,10 @@ async def test_status_says_who_is_at_work(deployment: Deployment) -> None:
         assert time.monotonic() < deadline, found
     words = await asyncio.to_thread(run_command, deployment, "status")
     assert f"workers   {found['workers']}; requests that none is done with: " in words
+
+
+def test_only_libpq_is_quoted_on_why_a_database_cannot_be_reached() -> None:
+    away = psycopg.OperationalError("connection failed:\n  refused")
+    assert reason_of(away) == "connection failed: refused"
+    # It may show a piece of the address, password and all.
+    assert reason_of(psycopg.ProgrammingError('invalid token "pa%word"')) == "ProgrammingError"

@@ -7,21 +7,21 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-import pytest
-
-from streams.faust_batches import fetch_rest
 from streams.faust_batches.fetch_rest import FetchRest
 
 LONG_S = 30.0
 """Longer than any test: what waits for it hangs, what does not is done at once."""
 
 
-def run(body: Callable[[FetchRest, list[bool]], Coroutine[Any, Any, None]]) -> None:
+def run(
+    body: Callable[[FetchRest, list[bool]], Coroutine[Any, Any, None]], *, rest_s: float = LONG_S
+) -> None:
     """Run with a rest, and a list whose last entry says whether agents are at work."""
 
     async def main() -> None:
         busy = [True]
-        await body(FetchRest(lambda: busy[-1], asyncio.get_running_loop()), busy)
+        loop = asyncio.get_running_loop()
+        await body(FetchRest(lambda: busy[-1], loop, rest_s=rest_s), busy)
 
     asyncio.run(main())
 
@@ -32,11 +32,7 @@ async def is_waiting(task: asyncio.Task[None]) -> bool:
     return not task.done()
 
 
-def test_the_first_fetch_and_those_beside_idle_agents_are_sent_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fetch_rest, "FETCH_REST_S", LONG_S)
-
+def test_the_first_fetch_and_those_beside_idle_agents_are_sent_at_once() -> None:
     async def body(rest: FetchRest, busy: list[bool]) -> None:
         await rest.before_fetch()
         busy.append(False)
@@ -46,11 +42,7 @@ def test_the_first_fetch_and_those_beside_idle_agents_are_sent_at_once(
     run(body)
 
 
-def test_beside_an_agent_at_work_a_fetch_waits_until_it_is_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fetch_rest, "FETCH_REST_S", LONG_S)
-
+def test_beside_an_agent_at_work_a_fetch_waits_until_it_is_idle() -> None:
     async def body(rest: FetchRest, busy: list[bool]) -> None:
         await rest.before_fetch()
         second = asyncio.create_task(rest.before_fetch())
@@ -64,8 +56,8 @@ def test_beside_an_agent_at_work_a_fetch_waits_until_it_is_idle(
         third = asyncio.create_task(rest.before_fetch())
         assert await is_waiting(third)
         third.cancel()
-        # An end that nobody waits for is not kept for later either.
         assert (await asyncio.gather(third, return_exceptions=True))[0] is not None
+        # An end that nobody waits for is not kept for later either.
         rest.end()
         fourth = asyncio.create_task(rest.before_fetch())
         assert await is_waiting(fourth)
@@ -74,11 +66,7 @@ def test_beside_an_agent_at_work_a_fetch_waits_until_it_is_idle(
     run(body)
 
 
-def test_an_agent_that_never_rests_does_not_keep_fetches_away(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fetch_rest, "FETCH_REST_S", 0.02)
-
+def test_an_agent_that_never_rests_does_not_keep_fetches_away() -> None:
     async def body(rest: FetchRest, _busy: list[bool]) -> None:
         begun = monotonic()
         for _ in range(4):
@@ -86,4 +74,4 @@ def test_an_agent_that_never_rests_does_not_keep_fetches_away(
         # Three of them rested; a slow machine only makes it longer.
         assert monotonic() - begun >= 3 * 0.02
 
-    run(body)
+    run(body, rest_s=0.02)

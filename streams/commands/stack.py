@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +15,9 @@ from streams.config import Config
 from streams.embedded import EmbeddedError, Endpoints, ServerStatus
 from streams.embedded import stack as servers
 from streams.ledger.database import connection_string
-from streams.members import KafkaAwayError, Members, find_members
+
+if TYPE_CHECKING:
+    from streams.members import Members
 
 Preparation = Callable[[Config, Endpoints], None]
 """Something that `up` does when the servers run; it must be safe to repeat."""
@@ -57,9 +58,9 @@ def register(
     @app.command()
     def up(ctx: typer.Context, as_json: Json = False) -> None:
         """Start Kafka and Postgres on this machine and prepare them; safe to repeat."""
-        config = _own_servers(ctx.obj)
-        before = servers.status(config.home)
-        if not all(server.running or _own(config, server) for server in before):
+        before = servers.status(ctx.obj.home)
+        config = _own_servers(ctx.obj, before)
+        if not as_json and not all(s.running or _own(config, s) for s in before):
             typer.echo("starting; the first time downloads 45 MB", err=True)
         with _errors_told():
             endpoints = servers.up(
@@ -94,13 +95,14 @@ def register(
 
         The exit code is 3 if an embedded server that is needed does not run.
         """
-        config = _own_servers(ctx.obj)
-        found = servers.status(config.home)
+        found = servers.status(ctx.obj.home)
+        config = _own_servers(ctx.obj, found)
         kafka = config.kafka or (found[0].endpoint if found[0].running else None)
         at_work = None if kafka is None else _members(kafka, config.app_id)
         if as_json:
             objects: dict[str, object] = {s.name: _as_object(s, own=_own(config, s)) for s in found}
-            objects["at_work"] = asdict(at_work) if isinstance(at_work, Members) else None
+            known = None if isinstance(at_work, str) else at_work
+            objects["at_work"] = asdict(known) if known else None
             typer.echo(json.dumps(objects))
         else:
             for server in found:
@@ -113,28 +115,31 @@ def register(
 
 def _members(kafka: str, app_id: str) -> Members | str:
     """Return who is at work, or why that is not known."""
-    # It says itself that it cannot connect.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    try:
-        return asyncio.run(find_members(kafka, app_id=app_id))
-    except KafkaAwayError as error:
-        return str(error)
+    # Only this talks to Kafka: the others start without its client.
+    from streams.commands.talking import quiet_client
+    from streams.members import KafkaAwayError, find_members
+
+    with quiet_client():
+        try:
+            return asyncio.run(find_members(kafka, app_id=app_id))
+        except KafkaAwayError as error:
+            return str(error)
 
 
 def _at_work_lines(at_work: Members | str | None) -> Iterator[str]:
-    if isinstance(at_work, Members):
+    if isinstance(at_work, str):
+        yield f"workers   not known: {at_work}"
+    elif at_work is not None:
         yield f"workers   {at_work.workers}; requests that none is done with: {at_work.waiting}"
         yield f"sinks     {at_work.sinks}"
-    elif at_work is not None:
-        yield f"workers   not known: {at_work}"
 
 
-def _own_servers(config: Config) -> Config:
+def _own_servers(config: Config, found: tuple[ServerStatus, ServerStatus]) -> Config:
     """Return the settings with the servers of the user's own only.
 
     What ``up`` printed may stand in the environment: it names the embedded ones.
     """
-    broker, database = servers.status(config.home)
+    broker, database = found
     kafka, url = config.kafka, config.database_url
     return replace(
         config,

@@ -18,20 +18,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line
 
 
 @contextmanager
-def errors_told(kafka: str) -> Iterator[None]:
-    """Turn what a user can do something about into a message and exit code 2."""
-    # The client logs what it then raises, a line for each attempt.
+def quiet_client() -> Iterator[None]:
+    """Keep the client from logging what it then raises, a line for each attempt."""
     client = logging.getLogger("aiokafka")
     level = client.level
     client.setLevel(logging.CRITICAL)
     try:
         yield
-    except LogError as exc:
-        fail(f"{exc}; `tollway topics` creates what is missing")
-    except KafkaError as exc:
-        fail(f"Kafka at {kafka} cannot be used: {exc}")
     finally:
         client.setLevel(level)
+
+
+@contextmanager
+def errors_told(kafka: str) -> Iterator[None]:
+    """Turn what a user can do something about into a message and exit code 2."""
+    with quiet_client():
+        try:
+            yield
+        except LogError as exc:
+            fail(f"{exc}; `tollway topics` creates what is missing")
+        except KafkaError as exc:
+            fail(f"Kafka at {kafka} cannot be used: {exc}")
 
 
 async def need_topics(kafka: str) -> None:

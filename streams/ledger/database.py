@@ -79,7 +79,8 @@ def reason_of(error: psycopg.Error) -> str:
     statement may show values, so of that the class and code only.
     """
     said = " ".join(str(error).split())
-    return said if said and error.sqlstate is None else describe(error)
+    is_libpq = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    return said if said and is_libpq else describe(error)
 
 
 def describe(error: Exception) -> str:
