@@ -260,3 +260,20 @@ def test_a_batch_is_read_as_its_records_are_one_by_one(picks: list[int]) -> None
             assert found.segments == [one.segments[0] for one in good]
         else:
             assert found.usage_print.tolist() == [one.usage_print.item() for one in good]
+
+
+def test_each_is_refused_for_its_reason_and_the_good_around_it_go_on() -> None:
+    intake = Intake(CATALOG, None)
+    wanted = {
+        "requests": {
+            2: "wrong_key", 3: "wrong_key", 4: "unknown_budget", 5: "unknown_arm",
+            6: "feature_length", 7: "range", 9: "features", 10: "range", 11: "wrong_key",
+        },
+        "outcomes": {2: "empty_outcome", 4: "range", 6: "other_decision", 8: "range"},
+    }  # fmt: skip
+    for method, values in (("requests", REQUESTS), ("outcomes", OUTCOMES)):
+        records = [Raw(*pair, offset, 7) for offset, pair in enumerate(values)]
+        found, refused = getattr(intake, method)(records)
+        assert {place: error.reason for place, error in refused.items()} == wanted[method]
+        good = [offset for offset in range(len(values)) if offset not in wanted[method]]
+        assert list(found.offsets) == good
