@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from streams.faust_batches.fetch_rest import FetchRest
+from streams.faust_batches.thread import BatchConsumerThread
 
 LONG_S = 30.0
 """Longer than any test: what waits for it hangs, what does not is done at once."""
@@ -75,3 +76,22 @@ def test_an_agent_that_never_rests_does_not_keep_fetches_away() -> None:
         assert monotonic() - begun >= 3 * 0.02
 
     run(body, rest_s=0.02)
+
+
+def test_a_fetch_that_is_cancelled_while_it_rests_brings_nothing() -> None:
+    fetched: list[str] = []
+
+    async def fetch(name: str) -> bool:
+        fetched.append(name)
+        return True
+
+    async def body(rest: FetchRest, _busy: list[bool]) -> None:
+        rested = BatchConsumerThread._rested(rest, fetch)
+        assert await rested("first")
+        second: asyncio.Task[bool] = asyncio.ensure_future(rested("second"))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        second.cancel()
+        assert await second is False
+        assert fetched == ["first"]
+
+    run(body)

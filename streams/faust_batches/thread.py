@@ -84,7 +84,11 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         async def rested(*args: Any) -> bool:
             # Its positions stay right: only what is fetched moves them, or a seek, after which
             # aiokafka drops the answer.
-            await rest.before_fetch()
+            try:
+                await rest.before_fetch()
+            except asyncio.CancelledError:
+                # As a fetch of aiokafka ends: who stops it takes this for its own cancellation.
+                return False
             return await fetch(*args)
 
         return rested
