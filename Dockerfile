@@ -1,7 +1,7 @@
 FROM python:3.11-slim
 
 WORKDIR /opt/tollway
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md hatch_build.py ./
 COPY policy policy
 COPY streams streams
 COPY migrations migrations

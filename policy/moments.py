@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from policy.linear import slope_strength, upper_triangle
+from policy.linear import upper_triangle
+from policy.native import Index, Pointer, Real, function, pointers
+from policy.ridge import plain_estimate
 from policy.terms import Floats
 from policy.watch import Watch
 
@@ -25,6 +27,9 @@ _WATCHED_FROM = 17
 """Observations that are folded in before the watch begins."""
 _KEPT_AFTER_CHANGE = 20.0
 _HEAD = 4
+_moments_fold = function(
+    "moments_fold", Index, Index, Index, *[Pointer] * 3, Real, Pointer, Pointer, result=None
+)
 
 
 class Moments:
@@ -132,15 +137,14 @@ class Moments:
 
     def _folded(self, blocks: Floats, weights: Floats) -> Floats:
         """Return the matrix with blocks of observations, shape (k, n, width + 1), added to it."""
-        size = blocks.shape[1]
-        # By roots of the weights, so that the products are exactly symmetric.
-        scaled = blocks * (np.sqrt(weights) * self._decay[BLOCK_LATER - size :])[..., None]
-        kept, matrix = self._forgetting**size, self.matrix
-        for product in scaled.transpose(0, 2, 1) @ scaled:
-            product += kept * matrix
-            matrix = product
-        # Without the products before it, which lie in the same memory.
-        return matrix.copy()
+        count, size, width = blocks.shape
+        matrix = self.matrix.copy()
+        _moments_fold(
+            count, size, width,
+            *pointers(blocks, weights, self._decay[BLOCK_LATER - size :]),
+            self._forgetting**size, *pointers(matrix, np.empty(width)),
+        )  # fmt: skip
+        return matrix
 
     def total(self) -> Floats:
         """Return the moments with those observations that still wait, as other partitions see."""
@@ -151,16 +155,7 @@ class Moments:
 
     def _estimate(self) -> Floats:
         """Return a plain ridge estimate about the running mean, to watch residuals with."""
-        matrix, width = self.matrix, len(self.matrix) - 1
-        squares, weight = matrix.diagonal()[:-2].sum().item(), matrix.item(-2, -2)
-        strength = slope_strength(features=width - 1, weight=weight, squares=squares, signal=0.1)
-        ridge = np.full(width, strength)
-        ridge[-1] = 1.0
-        gram = matrix[:-1, :-1].copy()
-        gram.reshape(-1)[:: width + 1] += ridge
-        moment = matrix[:-1, -1].copy()
-        moment[-1] += matrix.item(-2, -1) / max(weight, 1e-9)
-        return np.asarray(np.linalg.solve(gram, moment), np.float64)
+        return plain_estimate(self.matrix, signal=0.1)
 
     def _shift(self, shift: float) -> None:
         """Move the level of what was seen by ``shift`` and forget most of its weight."""

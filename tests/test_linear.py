@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.centred import Centred
 from policy.linear import Solution, Solver
 from policy.moments import BLOCK, Moments
-from policy.shrinkage import own_strengths
+from policy.ridge import Centred, own_strength
 from policy.terms import Floats
 
 WIDTH = 5
@@ -26,12 +25,8 @@ def solver(noise: float) -> Solver:
     return Solver(signals=[0.1], noises=[noise])
 
 
-def own_strength(matrices: Floats, slopes: Floats, *, expected: float, noise: float) -> float:
-    arms = len(matrices)
-    centred = Centred(1, arms, len(slopes))
-    centred.take(np.zeros(arms, np.int64), np.arange(arms), matrices)
-    found = own_strengths(centred, slopes[None], expected=[expected], noises=[noise])
-    return found[0]
+def shrinkage(matrices: Floats, slopes: Floats, *, expected: float, noise: float) -> float:
+    return own_strength(Centred.of(matrices), slopes, expected=expected, noise=noise)
 
 
 def add(moments: Moments, x: Floats, y: float, weight: float = 1.0) -> bool:
@@ -263,13 +258,13 @@ def stacked(slopes: list[float], count: int) -> Floats:
 
 def test_own_slopes_are_shrunk_as_much_as_arms_are_alike() -> None:
     shared = np.append(0.1, np.zeros(7))
-    alike = own_strength(stacked([0.1] * 6, 400), shared, expected=80.0, noise=0.2)
-    unlike = own_strength(
+    alike = shrinkage(stacked([0.1] * 6, 400), shared, expected=80.0, noise=0.2)
+    unlike = shrinkage(
         stacked([0.5, -0.3, 0.4, -0.2, 0.3, -0.1], 400), shared, expected=80.0, noise=0.2
     )
     assert alike > 4 * 80.0
     assert unlike < 80.0 / 4
-    assert own_strength(stacked([0.1], 2), shared, expected=80.0, noise=0.2) == 80.0
+    assert shrinkage(stacked([0.1], 2), shared, expected=80.0, noise=0.2) == 80.0
 
 
 def test_centring_is_exact() -> None:
@@ -280,7 +275,7 @@ def test_centring_is_exact() -> None:
         shift = np.eye(10)
         shift[:8, 8], shift[9, 8] = 3.0, 7.0
         matrix[:] = shift @ matrix @ shift.T
-    found = [own_strength(m, shared, expected=8.0, noise=0.2) for m in (matrices, moved)]
+    found = [shrinkage(m, shared, expected=8.0, noise=0.2) for m in (matrices, moved)]
     assert found[0] == found[1]
 
 
@@ -299,6 +294,6 @@ def test_the_shrinkage_of_own_slopes_counts_what_the_shared_ones_took(arms: int)
         stack = np.stack(matrices)
         total = stack.sum(axis=0)
         shared = np.linalg.solve(total[:20, :20] + 200.0 * np.eye(20), total[:20, -1])
-        found.append(own_strength(stack, shared, expected=200.0, noise=noise))
+        found.append(shrinkage(stack, shared, expected=200.0, noise=noise))
     # Taken as if the shared slopes were known: 2.9 times too much for two arms, twice for three.
     assert np.exp(np.mean(np.log(found))) == pytest.approx(noise**2 / deviation**2, rel=0.35)
