@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy.native import Index, Pointer, function, pointers
 from policy.terms import Bools, Floats
 
 PRICE_MAX = 1e12
 """Reward per dollar at which even a nano-dollar outweighs any reward."""
+_steps = function("curve_steps", Index, Index, *[Pointer] * 10, result=Index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,45 +94,30 @@ def spend_curve(reward: Floats, cost_usd: Floats, eligible: Bools) -> SpendCurve
     >>> curve.dual_price, curve.cost_usd
     (array([0. , 0.2]), array([3., 1.]))
     """
-    rows = np.logical_or.reduce(eligible, axis=1)
-    known = np.count_nonzero(rows)
+    rows, arms = reward.shape
+    most = rows * max(arms - 1, 0)
+    now, reached, first = np.empty(rows, np.int64), np.empty(rows), np.empty(rows)
+    price, drop = np.empty(1 + most), np.empty(1 + most)
+    sums, counts = np.empty(arms), np.empty(arms, np.int64)
+    steps = _steps(
+        rows, arms,
+        *pointers(
+            np.array(reward, np.float64), np.array(cost_usd, np.float64),
+            np.array(eligible, np.bool_),
+            now, reached, first, price[1:], drop[1:], sums, counts,
+        ),
+    )  # fmt: skip
+    open_rows = now >= 0
+    known = np.count_nonzero(open_rows)
     if known == 0:
         raise ValueError("a spend curve needs a context with an eligible arm")
-    if known < len(rows):
-        eligible, reward, cost_usd = eligible[rows], reward[rows], cost_usd[rows]
-    value = np.where(eligible, reward, -np.inf)
-    cost = np.where(eligible, cost_usd, np.inf)
-    index = np.arange(len(value))
-    counts = eligible.sum(axis=0)
-    sums = np.where(eligible, cost, 0.0).sum(axis=0)
-    arm_cost = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    # At price zero: the best reward, and of equal ones the cheapest.
-    # By the place: numpy's least and largest of short rows take several times as long.
-    best = value[index, value.argmax(axis=1)]
-    now = np.where(value == best[:, None], cost, np.inf).argmin(axis=1)
-    start = float(cost[index, now].mean())
-    prices, drops = [np.zeros(1)], [np.zeros(1)]
-    reached = np.zeros(len(value))
-    for _ in range(value.shape[1] - 1):
-        cost_now, value_now = cost[index, now], value[index, now]
-        saved = cost_now[:, None] - cost
-        # Arms that are not eligible cost infinitely much.
-        slope = np.full(saved.shape, np.inf)
-        np.divide(value_now[:, None] - value, saved, out=slope, where=saved > 0.0)
-        least = slope[index, slope.argmin(axis=1)]
-        moving = np.isfinite(least)
-        if not np.count_nonzero(moving):
-            break
-        # Of arms on the same slope the cheapest is the end of the edge.
-        next_arm = np.where(slope == least[:, None], cost, np.inf).argmin(axis=1)
-        # Rounding must not let a hull turn back.
-        reached = np.where(moving, np.maximum(reached, least), reached)
-        now = np.where(moving, next_arm, now)
-        prices.append(reached[moving])
-        drops.append((cost_now - cost[index, now])[moving])
-    price = np.minimum(np.concatenate(prices), PRICE_MAX)
+    start = float(first[open_rows].mean())
+    price[0] = drop[0] = 0.0
+    price, drop = np.minimum(price[: 1 + steps], PRICE_MAX), drop[: 1 + steps]
     order = np.argsort(price, kind="stable")
-    spent = start - np.cumsum(np.concatenate(drops)[order]) / len(value)
+    spent = start - np.cumsum(drop[order]) / known
     return SpendCurve(
-        dual_price=price[order], cost_usd=np.maximum(spent, 0.0), arm_cost_usd=arm_cost
+        dual_price=price[order],
+        cost_usd=np.maximum(spent, 0.0),
+        arm_cost_usd=np.where(counts > 0, sums / np.maximum(counts, 1), np.inf),
     )

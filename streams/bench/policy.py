@@ -96,6 +96,8 @@ class Bare:
         self._policy.set_arms(catalog.arms)
         self._arms = [arm.arm for arm in catalog.arms]
         self._prices = [arm.price for arm in catalog.arms if arm.price is not None]
+        self._input = np.array([price.input for price in self._prices])
+        self._output = np.array([price.output for price in self._prices])
         self._pacing, self._curve_at = np.zeros(1, PACER_DTYPE), 0
         self._curve: SpendCurve | None = None
         self._plan = Plan(
@@ -138,9 +140,7 @@ class Bare:
         count = len(chosen)
         tokens, rewards = self._tokens[start : start + count], self._rewards[start : start + count]
         inputs = np.full(count, INPUT_TOKENS)
-        price_in = np.array([price.input for price in self._prices])[chosen]
-        price_out = np.array([price.output for price in self._prices])[chosen]
-        cost = -(-(inputs * price_in + tokens * price_out) // 1_000)
+        cost = -(-(inputs * self._input[chosen] + tokens * self._output[chosen]) // 1_000)
         correct(self._pacing, np.zeros(count, np.int64), delta_nanousd=cost - expected,
                 expected_nanousd=expected)  # fmt: skip
         for column in sorted(set(chosen.tolist())):
