@@ -27,8 +27,10 @@ _WATCHED_FROM = 17
 """Observations that are folded in before the watch begins."""
 _KEPT_AFTER_CHANGE = 20.0
 _HEAD = 4
+_TILE = 8
+"""Columns that ``policy/native/moments.c`` sums together."""
 _moments_fold = function(
-    "moments_fold", Index, Index, Index, *[Pointer] * 3, Real, Pointer, Pointer, result=None
+    "moments_fold", *[Index] * 4, *[Pointer] * 3, Real, Pointer, Pointer, result=None
 )
 
 
@@ -138,11 +140,12 @@ class Moments:
     def _folded(self, blocks: Floats, weights: Floats) -> Floats:
         """Return the matrix with blocks of observations, shape (k, n, width + 1), added to it."""
         count, size, width = blocks.shape
+        stride = -(-width // _TILE) * _TILE
         matrix = self.matrix.copy()
         _moments_fold(
-            count, size, width,
+            count, size, width, stride,
             *pointers(blocks, weights, self._decay[BLOCK_LATER - size :]),
-            self._forgetting**size, *pointers(matrix, np.empty(width)),
+            self._forgetting**size, *pointers(matrix, np.empty(size * stride)),
         )  # fmt: skip
         return matrix
 
