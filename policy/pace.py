@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.money import NANO_PER_USD
+from policy.native import Index, Pointer, function, pointers
 from policy.terms import Floats, Ints
 
 Pacing = NDArray[Any]
-"""An array of PACER_DTYPE (or with more fields), one entry for each budget."""
+"""An array of PACER_DTYPE (or with more fields before them), one entry for each budget."""
 
+# These are in policy/native/pace.c, too.
 MEMORY_MS = 3_600_000.0
 """How long the request rate is remembered before a window's length is known."""
 FAST = 10.0
 """The fast request rate forgets so many times faster."""
-MEAN, MEAN_FAST = 1 / 400, 1 / 20
-"""Weight of a request in the slow and fast means."""
+MEAN = 1 / 400
+"""Weight of a request in the slow means; in the fast ones it is 1 / 20."""
 _NOISE_KEEP = 0.99
 _FEW = 8
 TOTAL_MAX = 2**62
@@ -55,6 +56,11 @@ PACER_DTYPE = np.dtype(
 )
 
 
+_charge = function("pace_charge", Index, Pointer, Index, *[Pointer] * 4, Index, result=None)
+_hold = function("pace_hold", Index, Pointer, Index, *[Pointer] * 2, result=None)
+_correct = function("pace_correct", Index, Pointer, Index, *[Pointer] * 3, result=None)
+
+
 def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
     """Note decided requests at once: they were seen, and their expected dollars are spent.
 
@@ -66,11 +72,10 @@ def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
     cost_nanousd : ndarray of int64, shape (p,)
         The expectation, not the bound; 0 for a rejected request.
     """
-    usd, add = cost_nanousd / NANO_PER_USD, adder(budget)
-    add(pacing["requests"], budget, 1)
-    add(pacing["spent_nanousd"], budget, cost_nanousd)
-    add(pacing["open_calls"], budget, (cost_nanousd > 0).astype(np.int64))
-    add(pacing["open_usd2"], budget, usd * usd)
+    _hold(
+        len(budget), *pointers(pacing), pacing.itemsize,
+        *pointers(_ints(budget), _ints(cost_nanousd)),
+    )  # fmt: skip
 
 
 def charge(
@@ -96,26 +101,13 @@ def charge(
         requests differ from those of the curve.
     now_ms : int
     """
-    new = pacing["first_ms"] == 0
-    if np.count_nonzero(new):
-        pacing["first_ms"][new] = pacing["seen_ms"][new] = max(now_ms, 1)
-    since = np.maximum(now_ms - pacing["seen_ms"], 0)
-    memory = np.where(pacing["memory_ms"] > 0, pacing["memory_ms"], MEMORY_MS)
-    pacing["seen_ms"] += since
-    pacing["total"] += requests
-    pacing["count_slow"] = pacing["count_slow"] * np.exp(-since / memory) + requests
-    pacing["count_fast"] = pacing["count_fast"] * np.exp(-since * FAST / memory) + requests
-    mean = cost_nanousd / (requests * NANO_PER_USD)
-    slow, fast = (1.0 - (1.0 - weight) ** requests for weight in (MEAN, MEAN_FAST))
-    pacing["dual_price"] += fast * (dual_price - pacing["dual_price"])
-    pacing["mean_fast_usd"] += fast * (mean - pacing["mean_fast_usd"])
-    pacing["mean_usd"] += slow * (mean - pacing["mean_usd"])
-    pacing["planned_usd"] += slow * (planned_usd - pacing["planned_usd"])
-    pacing["noise_usd2"], pacing["noise_scale_usd2"] = noise_sums(pacing)
-    for name in ("settled_calls", "settled_usd2", "settled_scale_usd2"):
-        pacing[name] = 0
-    # What rounding has left.
-    pacing["open_usd2"] = open_usd2(pacing)
+    _charge(
+        len(pacing), *pointers(pacing), pacing.itemsize,
+        *pointers(
+            _ints(requests), _ints(cost_nanousd), _floats(dual_price), _floats(planned_usd)
+        ),
+        now_ms,
+    )  # fmt: skip
 
 
 def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanousd: Ints) -> None:
@@ -136,19 +128,11 @@ def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanou
     Only while the window of the decision is still the current one: :func:`roll` has dropped the
     open calls of the former window.
     """
-    delta, expected = delta_nanousd / NANO_PER_USD, expected_nanousd / NANO_PER_USD
-    first, scale = (expected_nanousd > 0).astype(np.int64), expected * expected
-    add = adder(budget)
     add_amounts(pacing["spent_nanousd"], budget, delta_nanousd)
-    # The means are of true dollars in the end: calls are chosen where their cost looks low, so
-    # that expectations of chosen calls are too low on average.
-    add(pacing["mean_usd"], budget, MEAN * delta)
-    add(pacing["mean_fast_usd"], budget, MEAN_FAST * delta)
-    add(pacing["settled_calls"], budget, first)
-    add(pacing["settled_usd2"], budget, first * (delta * delta))
-    add(pacing["settled_scale_usd2"], budget, scale)
-    add(pacing["open_calls"], budget, -first)
-    add(pacing["open_usd2"], budget, -scale)
+    _correct(
+        len(budget), *pointers(pacing), pacing.itemsize,
+        *pointers(_ints(budget), _ints(delta_nanousd), _ints(expected_nanousd)),
+    )  # fmt: skip
 
 
 def adder(budget: Ints) -> Callable[[NDArray[Any], Ints, NDArray[Any] | int], None]:
@@ -205,3 +189,12 @@ def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int
     pacing["memory_ms"][index] = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
     for name in ("requests", "spent_nanousd", "open_calls", "open_usd2"):
         pacing[name][index] = 0
+
+
+def _ints(values: Ints) -> Ints:
+    """Return a copy without gaps that may be written to, as pointers need it."""
+    return np.array(values, np.int64, order="C")
+
+
+def _floats(values: Floats) -> Floats:
+    return np.array(values, np.float64, order="C")
