@@ -33,6 +33,9 @@ from streams.bench.workload import Workload
 
 BATCHES = (1, 32, 256, 2_048)
 MAIN_BATCH = 256
+LONGER = 8
+"""So many times the requests are timed of the policy alone: it would else be done in a moment,
+while the speed of the processor changes by half within seconds."""
 INPUT_TOKENS = 500
 MEAN_USD = 6.6e-4
 """What a request may cost on average, for the pacers of all three."""
@@ -183,18 +186,22 @@ def measure(
     """
     workload = Workload(arms=arms, features=features, budgets=1)
     rng = np.random.default_rng(1)
-    rewards, tokens = rng.random((requests, arms)), rng.integers(50, 300, requests)
+    longer = LONGER * requests
+    rewards, tokens = rng.random((longer, arms)), rng.integers(50, 300, longer)
     worker, bare = warmed(workload, chunk=256), Bare(workload, rewards, tokens)
     package = make_package(workload, rewards)
     us: dict[str, dict[int, list[float]]] = {}
     for number, batch in ((n, b) for n in range(rounds) for b in batches):
-        vectors = workload.vectors(requests, number=number)
+        # One by one it takes longer than the package.
+        times = LONGER if batch > 1 else 1
+        vectors = workload.vectors(times * requests, number=number)
+        alone = _timed(partial(bare.run, _contexts(vectors), batch=batch))
         seconds = {
             "tollway": _worker(worker, workload, requests, (number, batch)),
-            "tollway_policy": _timed(partial(bare.run, _contexts(vectors), batch=batch)),
+            "tollway_policy": alone / times,
         }
         if package is not None:
-            seconds["paretobandit"] = _timed(partial(package.run, vectors, batch=batch))
+            seconds["paretobandit"] = _timed(partial(package.run, vectors[:requests], batch=batch))
         for name, spent in seconds.items():
             us.setdefault(name, {}).setdefault(batch, []).append(spent / requests * 1e6)
         told = ", ".join(f"{name} {times[batch][-1]:.1f}" for name, times in us.items())
