@@ -3,13 +3,15 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "wide.h"
+
 typedef int64_t ix;
 
 /* Columns that are summed together, in registers. */
 enum { TILE = 8 };
 
 /* Add a block of scaled rows, each of stride numbers, to moments that have decayed by kept. */
-static void add_block(ix size, ix width, ix stride, const double *restrict scaled, double kept,
+WIDE static void add_block(ix size, ix width, ix stride, const double *restrict scaled, double kept,
                       double *restrict moments) {
     for (ix i = 0; i < width; i++) {
         for (ix from = i - i % TILE; from < width; from += TILE) {

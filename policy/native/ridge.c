@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "wide.h"
+
 typedef int64_t ix;
 
 enum { WEIGHT, SQUARES, VALUES, TRACE, NORM, SUMS };
@@ -47,7 +49,7 @@ void ridge_centre(ix d, const double *restrict moments, double *restrict product
 }
 
 /* Set result to a symmetric matrix, with rows of the given stride, times a vector. */
-static void times(ix n, ix stride, const double *restrict matrix, const double *restrict vector,
+WIDE static void times(ix n, ix stride, const double *restrict matrix, const double *restrict vector,
                   double *restrict result) {
     memset(result, 0, n * sizeof(double));
     for (ix i = 0; i < n; i++) {
@@ -57,21 +59,27 @@ static void times(ix n, ix stride, const double *restrict matrix, const double *
     }
 }
 
-/* Invert a symmetric positive definite matrix in place (Gauss and Jordan; it needs no pivoting). */
-static void invert(ix n, double *gram) {
-    for (ix pivot = 0; pivot < n; pivot++) {
-        double *restrict own = gram + pivot * n;
-        double scale = 1.0 / own[pivot];
-        own[pivot] = 1.0;
-        for (ix j = 0; j < n; j++) own[j] *= scale;
+/* Invert a symmetric positive definite matrix in place; row: n numbers of scratch.
+
+   By sweeping each pivot (Goodnight, 1979) of the lower triangle, which gives the inverse with its
+   sign turned; it needs no pivoting, and is exactly symmetric. */
+WIDE static void invert(ix n, double *gram, double *restrict row) {
+    for (ix k = 0; k < n; k++) {
+        double *own = gram + k * n, scale = 1.0 / own[k];
+        for (ix j = 0; j < k; j++) row[j] = own[j];
+        row[k] = 0.0;
+        for (ix i = k + 1; i < n; i++) row[i] = gram[i * n + k];
         for (ix i = 0; i < n; i++) {
-            if (i == pivot) continue;
-            double *restrict row = gram + i * n;
-            double factor = row[pivot];
-            row[pivot] = 0.0;
-            for (ix j = 0; j < n; j++) row[j] -= factor * own[j];
+            double *restrict other = gram + i * n;
+            double factor = row[i] * scale;
+            for (ix j = 0; j <= i; j++) other[j] -= factor * row[j];
         }
+        for (ix j = 0; j < k; j++) own[j] = row[j] * scale;
+        own[k] = -scale;
+        for (ix i = k + 1; i < n; i++) gram[i * n + k] = row[i] * scale;
     }
+    for (ix i = 0; i < n; i++)
+        for (ix j = 0; j <= i; j++) gram[i * n + j] = gram[j * n + i] = -gram[i * n + j];
 }
 
 double ridge_own_strength(ix arms, ix d, const double *products, const double *crossed,
@@ -140,7 +148,7 @@ double ridge_solve(ix arms, ix d, const double *moments, const uint8_t *changed,
     }
     double strength = slope_strength(d, weight, squares, signal);
     for (ix i = 0; i < d; i++) shared[i * w] += strength;
-    invert(d, shared);
+    invert(d, shared, rest);
     times(d, d, shared, right, slopes);
     for (ix i = 0; i < d; i++) level += middle[i] / larger(weight, 1e-12) * slopes[i];
     strength = ridge_own_strength(arms, d, products, crossed, sums, slopes, strength, noise, rest);
@@ -152,7 +160,7 @@ double ridge_solve(ix arms, ix d, const double *moments, const uint8_t *changed,
                 memcpy(inverse + i * w, seen + i * width, w * sizeof(double));
                 inverse[i * w + i] += i < d ? strength : 1.0;
             }
-            invert(w, inverse);
+            invert(w, inverse, rest);
             for (ix i = 0; i < w; i++)
                 memcpy(inverses + (i * arms + arm) * w, inverse + i * w, w * sizeof(double));
         }
@@ -181,6 +189,6 @@ void ridge_plain(ix d, const double *moments, double signal, double *theta, doub
         right[i] = moments[i * width + w];
     }
     right[d] += moments[d * width + w] / larger(weight, 1e-9);
-    invert(w, gram);
+    invert(w, gram, theta);
     times(w, w, gram, right, theta);
 }
