@@ -25,9 +25,15 @@ _own_strength = function(
     "ridge_own_strength", Index, Index, *[Pointer] * 4, Real, Real, Pointer, result=Real
 )
 _plain = function("ridge_plain", Index, Pointer, Real, Pointer, Pointer, result=None)
-_solve = function(
-    "ridge_solve", Index, Index, *[Pointer] * 7, Real, Real, Real, *[Pointer] * 4, result=Real
+_shared = function("ridge_shared", Index, Index, *[Pointer] * 7, Real, Real, Pointer, result=Real)
+_inverses = function(
+    "ridge_inverses", Index, Index, Pointer, Pointer, Real, Pointer, Pointer, result=None
 )
+_estimates = function(
+    "ridge_estimates", Index, Index, *[Pointer] * 4, Real, Real, *[Pointer] * 4, result=None
+)
+_LARGE = 96
+"""From so many features on LAPACK, which works by blocks, inverts faster than a plain loop."""
 
 
 def plain_estimate(moments: Floats, *, signal: float) -> Floats:
@@ -40,7 +46,7 @@ def plain_estimate(moments: Floats, *, signal: float) -> Floats:
     """
     width = len(moments) - 1
     theta = np.empty(width)
-    scratch = np.empty(width * (width + 2))
+    scratch = np.empty(width * (width + 1))
     _plain(width - 1, *pointers(moments), signal, *pointers(theta, scratch))
     return theta
 
@@ -163,14 +169,19 @@ class Ridge:
         self.variance: Floats = np.empty(arms)
         self._moments: Floats = np.empty((arms, width + 1, width + 1))
         self._changed = np.ones(arms, np.bool_)
-        self._centred = Centred(arms, features)
-        self._prior: Floats = np.empty(arms)
-        self._scratch: Floats = np.empty(2 * width * width + 4 * width + arms)
         self._signal, self._noise = signal, noise
         # Of own slopes, as the kept inverses have it; none has been made yet.
         self._strength = 0.0
-        self._before = pointers(self._moments, self._changed, *self._centred.arrays(), self._prior)
-        self._after = pointers(self.theta, self.inverses, self.variance, self._scratch)
+        centred, slopes, self._prior = Centred(arms, features), np.empty(width), np.empty(arms)
+        scratch = pointers(np.empty(width * width + 2 * width + arms))
+        given, changed = pointers(self._moments, self._changed)
+        shared, (inverses,) = pointers(slopes), pointers(self.inverses)
+        self._to_share = [given, changed, *pointers(*centred.arrays()), *shared], scratch
+        self._to_invert = [given, changed], [inverses, *scratch]
+        self._to_estimate = (
+            [given, *pointers(centred.sums), *shared, *pointers(self._prior)],
+            [inverses, *pointers(self.theta, self.variance), *scratch],
+        )
 
     def take(self, arm: int, moments: Floats) -> None:
         """Take the moments of one arm, shape (d + 2, d + 2): features, constant, value."""
@@ -183,9 +194,24 @@ class Ridge:
         ``prior``, shape (k,), is each arm's expected mean value, as strong as one observation.
         """
         self._prior[:] = prior
-        arms, width = self.theta.shape
-        self._strength = _solve(
-            arms, width - 1, *self._before,
-            self._signal, self._noise, self._strength, *self._after,
-        )  # fmt: skip
+        arms, features = len(self.theta), self.theta.shape[1] - 1
+        before, after = self._to_share
+        strength = _shared(arms, features, *before, self._signal, self._noise, *after)
+        if strength != self._strength:
+            self._changed[:] = True
+            self._strength = strength
+        if features < _LARGE:
+            before, after = self._to_invert
+            _inverses(arms, features, *before, strength, *after)
+        else:
+            self._invert_large(strength)
+        before, after = self._to_estimate
+        _estimates(arms, features, *before, strength, self._noise, *after)
         self._changed[:] = False
+
+    def _invert_large(self, strength: float) -> None:
+        for arm in self._changed.nonzero()[0].tolist():
+            gram = self._moments[arm, :-1, :-1].copy()
+            gram[np.diag_indices(len(gram) - 1)] += strength
+            gram[-1, -1] += 1.0
+            self.inverses[:, arm] = np.linalg.inv(gram)

@@ -47,7 +47,8 @@ def penalty(moments: Floats, signal: float) -> float:
 
 @given(
     arms=st.integers(1, 6),
-    features=st.integers(0, 12),
+    # From 96 features on another library inverts.
+    features=st.integers(0, 12) | st.sampled_from([95, 96, 130]),
     signal=st.sampled_from([0.1, 0.5]),
     seed=st.integers(0, 999),
 )

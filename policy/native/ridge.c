@@ -122,19 +122,38 @@ double ridge_own_strength(ix arms, ix d, const double *products, const double *c
     return expected * exp2(-rint(2.0 * log2(ratio)) / 2.0);
 }
 
-/* Of scratch 2 * (d + 1) * (d + 1) + 4 * (d + 1) + arms numbers are used. */
-double ridge_solve(ix arms, ix d, const double *moments, const uint8_t *changed, double *products,
-                   double *crossed, double *means, double *sums, const double *prior,
-                   double signal, double noise, double own, double *theta, double *inverses,
-                   double *variance, double *scratch) {
-    ix w = d + 1, width = d + 2;
-    double *gram = scratch, *inverse = gram + w * w, *slopes = inverse + w * w;
-    double *right = slopes + w, *rest = right + w;
+/* Solve a symmetric positive definite system in place: right becomes the solution. Of the matrix
+   the lower triangle is read and overwritten; column: n numbers of scratch. */
+WIDE static void eliminate(ix n, double *gram, double *restrict right, double *restrict column) {
+    for (ix k = 0; k < n; k++) {
+        double scale = 1.0 / gram[k * n + k];
+        for (ix i = k + 1; i < n; i++) column[i] = gram[i * n + k];
+        for (ix i = k + 1; i < n; i++) {
+            double *restrict row = gram + i * n;
+            double factor = column[i] * scale;
+            for (ix j = k + 1; j <= i; j++) row[j] -= factor * column[j];
+            row[k] = factor;
+            right[i] -= factor * right[k];
+        }
+    }
+    for (ix k = 0; k < n; k++) right[k] /= gram[k * n + k];
+    for (ix k = n - 1; k >= 0; k--) {
+        const double *row = gram + k * n;
+        for (ix j = 0; j < k; j++) right[j] -= row[j] * right[k];
+    }
+}
+
+/* Take what changed, and find what all arms share: slopes, set to d numbers and the level that
+   they explain of the mean arm; returned is the strength of own slopes. Scratch: d * d + 2 * d +
+   arms numbers. */
+double ridge_shared(ix arms, ix d, const double *moments, const uint8_t *changed,
+                    double *products, double *crossed, double *means, double *sums,
+                    double *slopes, double signal, double noise, double *scratch) {
+    ix width = d + 2;
+    double *shared = scratch, *middle = shared + d * d, *rest = middle + d;
     double weight = 0.0, squares = 0.0, level = 0.0;
-    double *shared = gram, *middle = inverse;
-    memset(shared, 0, d * d * sizeof(double));
-    memset(middle, 0, d * sizeof(double));
-    memset(right, 0, w * sizeof(double));
+    memset(shared, 0, (d * d + d) * sizeof(double));
+    memset(slopes, 0, d * sizeof(double));
     for (ix arm = 0; arm < arms; arm++) {
         double *product = products + arm * d * d, *cross = crossed + arm * d;
         double *mean = means + arm * d, *sum = sums + arm * SUMS;
@@ -143,27 +162,43 @@ double ridge_solve(ix arms, ix d, const double *moments, const uint8_t *changed,
         weight += sum[WEIGHT];
         squares += sum[SQUARES];
         for (ix i = 0; i < d * d; i++) shared[i] += product[i];
-        for (ix i = 0; i < d; i++) right[i] += cross[i];
+        for (ix i = 0; i < d; i++) slopes[i] += cross[i];
         for (ix i = 0; i < d; i++) middle[i] += sum[WEIGHT] * mean[i];
     }
     double strength = slope_strength(d, weight, squares, signal);
-    for (ix i = 0; i < d; i++) shared[i * w] += strength;
-    invert(d, shared, rest);
-    times(d, d, shared, right, slopes);
+    for (ix i = 0; i < d; i++) shared[i * d + i] += strength;
+    eliminate(d, shared, slopes, rest);
     for (ix i = 0; i < d; i++) level += middle[i] / larger(weight, 1e-12) * slopes[i];
-    strength = ridge_own_strength(arms, d, products, crossed, sums, slopes, strength, noise, rest);
+    slopes[d] = level;
+    return ridge_own_strength(arms, d, products, crossed, sums, slopes, strength, noise, rest);
+}
+
+/* Set the inverses of some arms' regularised Gram matrices. Scratch: w * w + w numbers, w = d + 1. */
+void ridge_inverses(ix arms, ix d, const double *moments, const uint8_t *changed, double strength,
+                    double *inverses, double *scratch) {
+    ix w = d + 1, width = d + 2;
+    double *inverse = scratch, *row = scratch + w * w;
+    for (ix arm = 0; arm < arms; arm++) {
+        if (!changed[arm]) continue;
+        for (ix i = 0; i < w; i++) {
+            memcpy(inverse + i * w, moments + (arm * width + i) * width, w * sizeof(double));
+            inverse[i * w + i] += i < d ? strength : 1.0;
+        }
+        invert(w, inverse, row);
+        for (ix i = 0; i < w; i++)
+            memcpy(inverses + (i * arms + arm) * w, inverse + i * w, w * sizeof(double));
+    }
+}
+
+/* Set estimates and variances of all arms from the inverses. Scratch: 2 * (d + 1) numbers. */
+void ridge_estimates(ix arms, ix d, const double *moments, const double *sums,
+                     const double *slopes, const double *prior, double strength, double noise,
+                     const double *inverses, double *theta, double *variance, double *scratch) {
+    ix w = d + 1, width = d + 2;
+    double *right = scratch, *fitted = scratch + w, level = slopes[d];
     for (ix arm = 0; arm < arms; arm++) {
         const double *seen = moments + arm * width * width, *told = seen + w * width;
-        double *found = theta + arm * w, *fitted = rest;
-        if (changed[arm] || strength != own) {
-            for (ix i = 0; i < w; i++) {
-                memcpy(inverse + i * w, seen + i * width, w * sizeof(double));
-                inverse[i * w + i] += i < d ? strength : 1.0;
-            }
-            invert(w, inverse, rest);
-            for (ix i = 0; i < w; i++)
-                memcpy(inverses + (i * arms + arm) * w, inverse + i * w, w * sizeof(double));
-        }
+        double *found = theta + arm * w;
         for (ix i = 0; i < d; i++) right[i] = told[i] + strength * slopes[i];
         right[d] = told[d] + prior[arm] - level;
         times(w, arms * w, inverses + arm * w, right, found);
@@ -173,22 +208,19 @@ double ridge_solve(ix arms, ix d, const double *moments, const uint8_t *changed,
         variance[arm] = (larger(left, 0.0) + ASSUMED * noise * noise)
                         / (sums[arm * SUMS + WEIGHT] + ASSUMED);
     }
-    return strength;
 }
 
-/* A plain estimate of one arm about its running mean; scratch: (d + 1) * (d + 3) numbers. */
+/* A plain estimate of one arm about its running mean; scratch: (d + 1) * (d + 2) numbers. */
 void ridge_plain(ix d, const double *moments, double signal, double *theta, double *scratch) {
     ix w = d + 1, width = d + 2;
-    double *gram = scratch, *right = scratch + w * w;
     double weight = moments[d * width + d], squares = 0.0;
     for (ix i = 0; i < d; i++) squares += moments[i * width + i];
     double strength = slope_strength(d, weight, squares, signal);
     for (ix i = 0; i < w; i++) {
-        memcpy(gram + i * w, moments + i * width, w * sizeof(double));
-        gram[i * w + i] += i < d ? strength : 1.0;
-        right[i] = moments[i * width + w];
+        memcpy(scratch + i * w, moments + i * width, w * sizeof(double));
+        scratch[i * w + i] += i < d ? strength : 1.0;
+        theta[i] = moments[i * width + w];
     }
-    right[d] += moments[d * width + w] / larger(weight, 1e-9);
-    invert(w, gram, theta);
-    times(w, w, gram, right, theta);
+    theta[d] += moments[d * width + w] / larger(weight, 1e-9);
+    eliminate(w, scratch, theta, scratch + w * w);
 }
