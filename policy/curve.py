@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy.native import Index, Pointer, function, pointers
+from policy.native import Index, Pointer, function, given, pointers
 from policy.terms import Bools, Floats
 
 PRICE_MAX = 1e12
@@ -102,8 +102,8 @@ def spend_curve(reward: Floats, cost_usd: Floats, eligible: Bools) -> SpendCurve
     steps = _steps(
         rows, arms,
         *pointers(
-            np.array(reward, np.float64), np.array(cost_usd, np.float64),
-            np.array(eligible, np.bool_),
+            given(reward, np.float64, (rows, arms)), given(cost_usd, np.float64, (rows, arms)),
+            given(eligible, np.bool_, (rows, arms)),
             now, reached, first, price[1:], drop[1:], sums, counts,
         ),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.native import Index, Pointer, function, pointers
+from policy.native import Index, Pointer, function, given, pointers
 from policy.terms import Floats, Ints
 
 Pacing = NDArray[Any]
@@ -57,8 +57,8 @@ PACER_DTYPE = np.dtype(
 
 
 _charge = function("pace_charge", Index, Pointer, Index, *[Pointer] * 4, Index, result=None)
-_hold = function("pace_hold", Index, Pointer, Index, *[Pointer] * 2, result=None)
-_correct = function("pace_correct", Index, Pointer, Index, *[Pointer] * 3, result=None)
+_hold = function("pace_hold", Index, Pointer, Index, Index, *[Pointer] * 2, result=Index)
+_correct = function("pace_correct", Index, Pointer, Index, Index, *[Pointer] * 3, result=Index)
 
 
 def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
@@ -72,10 +72,7 @@ def hold(pacing: Pacing, budget: Ints, cost_nanousd: Ints) -> None:
     cost_nanousd : ndarray of int64, shape (p,)
         The expectation, not the bound; 0 for a rejected request.
     """
-    _hold(
-        len(budget), *pointers(pacing), pacing.itemsize,
-        *pointers(_ints(budget), _ints(cost_nanousd)),
-    )  # fmt: skip
+    _to_pairs(_hold, pacing, budget, cost_nanousd)
 
 
 def charge(
@@ -101,10 +98,12 @@ def charge(
         requests differ from those of the curve.
     now_ms : int
     """
+    shape = (len(pacing),)
     _charge(
         len(pacing), *pointers(pacing), pacing.itemsize,
         *pointers(
-            _ints(requests), _ints(cost_nanousd), _floats(dual_price), _floats(planned_usd)
+            given(requests, np.int64, shape), given(cost_nanousd, np.int64, shape),
+            given(dual_price, np.float64, shape), given(planned_usd, np.float64, shape),
         ),
         now_ms,
     )  # fmt: skip
@@ -129,10 +128,16 @@ def correct(pacing: Pacing, budget: Ints, *, delta_nanousd: Ints, expected_nanou
     open calls of the former window.
     """
     add_amounts(pacing["spent_nanousd"], budget, delta_nanousd)
-    _correct(
-        len(budget), *pointers(pacing), pacing.itemsize,
-        *pointers(_ints(budget), _ints(delta_nanousd), _ints(expected_nanousd)),
-    )  # fmt: skip
+    _to_pairs(_correct, pacing, budget, delta_nanousd, expected_nanousd)
+
+
+def _to_pairs(change: Callable[..., int], pacing: Pacing, budget: Ints, *amounts: Ints) -> None:
+    """Let C change these budgets by these amounts, in order; ``IndexError`` if one is unknown."""
+    shape = (len(budget),)
+    arrays = [given(values, np.int64, shape) for values in (budget, *amounts)]
+    known = change(len(budget), *pointers(pacing), pacing.itemsize, len(pacing), *pointers(*arrays))
+    if not known:
+        raise IndexError(f"of {len(pacing)} budgets one is asked for that is not among them")
 
 
 def adder(budget: Ints) -> Callable[[NDArray[Any], Ints, NDArray[Any] | int], None]:
@@ -189,12 +194,3 @@ def roll(pacing: Pacing, index: int, *, window_start_ms: int, window_end_ms: int
     pacing["memory_ms"][index] = min(max(length / 24.0, 1_000.0), 24.0 * MEMORY_MS)
     for name in ("requests", "spent_nanousd", "open_calls", "open_usd2"):
         pacing[name][index] = 0
-
-
-def _ints(values: Ints) -> Ints:
-    """Return a copy without gaps that may be written to, as pointers need it."""
-    return np.array(values, np.int64, order="C")
-
-
-def _floats(values: Floats) -> Floats:
-    return np.array(values, np.float64, order="C")

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy import native
+from policy import native, pace
 from policy.linear import Solver
+from policy.money import NANO_PER_USD
 from policy.native import pointers
-from policy.pace import PACER_DTYPE, charge, correct, hold
+from policy.pace import PACER_DTYPE, charge, correct, hold, noise_sums
 from policy.ridge import Centred, own_strength, plain_estimate
 from policy.terms import Floats
 
@@ -129,8 +130,12 @@ def test_pacers_follow_as_their_formulas_say(seed: int, before: int) -> None:
     assert pacing["planned_usd"] == pytest.approx(slow * planned)
     assert pacing["noise_usd2"] == pytest.approx(was["settled_usd2"])
     assert pacing["open_usd2"].tolist() == [0.0] * 3
+    correct(pacing, budget, delta_nanousd=delta, expected_nanousd=costs)
+    noise = noise_sums(pacing)
     charge(pacing, requests=requests, cost_nanousd=cost, dual_price=price, planned_usd=planned,
            now_ms=1_000 + 3_600_000)  # fmt: skip
+    assert pacing["noise_usd2"] == pytest.approx(noise[0])
+    assert pacing["noise_scale_usd2"] == pytest.approx(noise[1])
     assert pacing["count_slow"] == pytest.approx(requests * (1 + np.exp(-1)))
     assert pacing["count_fast"] == pytest.approx(requests * (1 + np.exp(-10)))
     for i in range(before):
@@ -144,6 +149,36 @@ def test_the_record_of_a_pacer_is_laid_out_in_c_as_in_python() -> None:
     for kind, names in re.findall(r"(ix|double) ([^;]+);", body):
         fields += [(name, "<i8" if kind == "ix" else "<f8") for name in names.split(", ")]
     assert fields == PACER_DTYPE.descr
+
+
+def test_what_the_pacer_counts_with_is_the_same_in_c_and_in_python() -> None:
+    source = (FOLDER / "pace.c").read_text()
+    told = dict(re.findall(r"\b([A-Z_]+) = ([0-9.e/ ]+)[,;]", source))
+    numbers = {
+        name: float(one) / float(other or 1)
+        for name, text in told.items()
+        for one, _, other in [text.partition("/")]
+    }
+    assert numbers == {
+        "NANO_PER_USD": NANO_PER_USD,
+        "MEMORY_MS": pace.MEMORY_MS,
+        "FAST": pace.FAST,
+        "NOISE_KEEP": pace._NOISE_KEEP,
+        "MEAN": pace.MEAN,
+        "MEAN_FAST": 1 / 20,
+    }
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_budget_that_is_not_there_is_refused_and_nothing_changed(index: int) -> None:
+    pacing = np.zeros(3, PACER_DTYPE)
+    budget, ones = np.array([0, index]), np.ones(2, np.int64)
+    with pytest.raises(IndexError, match="of 3 budgets"):
+        hold(pacing, budget, ones)
+    assert pacing.tobytes() == bytes(pacing.nbytes)
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        hold(pacing, np.array([0, 1]), np.ones(1, np.int64))
+    assert pacing.tobytes() == bytes(pacing.nbytes)
 
 
 def test_arrays_that_c_cannot_take_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 Where numpy would need dozens of calls on small arrays, their price is that of calling. The build
 (``hatch_build.py``) brings its own compiler; none has to be on the machine. Functions are given
-addresses (:func:`pointers`): who calls them sees to the types and shapes of the arrays.
+addresses (:func:`pointers`): who calls them sees to their types and shapes (:func:`given`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 LIBRARY = Path(__file__).with_name("kernels.so")
 
@@ -36,6 +39,20 @@ def function(name: str, *parameters: Any, result: Any) -> Any:
     found = getattr(_LIBRARY, name)
     found.argtypes, found.restype = parameters, result
     return found
+
+
+def given(values: Any, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a copy of what a C function is to read, of this type and without gaps.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape: C would read beyond its end.
+    """
+    copy = np.array(values, dtype, order="C")
+    if copy.shape != shape:
+        raise ValueError(f"an array of shape {shape} is needed, not {copy.shape}")
+    return copy
 
 
 def pointers(*arrays: Any) -> list[Any]:

@@ -52,7 +52,16 @@ void pace_charge(ix count, char *rows, ix bytes, const ix *requests, const ix *c
     }
 }
 
-void pace_hold(ix count, char *rows, ix bytes, const ix *budget, const ix *cost_nanousd) {
+static ix all_known(ix count, const ix *budget, ix budgets) {
+    for (ix at = 0; at < count; at++)
+        if (budget[at] < 0 || budget[at] >= budgets) return 0;
+    return 1;
+}
+
+/* Returned is 0, and nothing changed, if a budget is not among so many. */
+ix pace_hold(ix count, char *rows, ix bytes, ix budgets, const ix *budget,
+             const ix *cost_nanousd) {
+    if (!all_known(count, budget, budgets)) return 0;
     for (ix at = 0; at < count; at++) {
         Pacing *pacing = of(rows, bytes, budget[at]);
         double usd = cost_nanousd[at] / NANO_PER_USD;
@@ -61,11 +70,13 @@ void pace_hold(ix count, char *rows, ix bytes, const ix *budget, const ix *cost_
         pacing->open_calls += cost_nanousd[at] > 0;
         pacing->open_usd2 += usd * usd;
     }
+    return 1;
 }
 
-/* Sums of the window, spent_nanousd, are not touched. */
-void pace_correct(ix count, char *rows, ix bytes, const ix *budget, const ix *delta_nanousd,
-                  const ix *expected_nanousd) {
+/* As pace_hold; spent_nanousd is not touched. */
+ix pace_correct(ix count, char *rows, ix bytes, ix budgets, const ix *budget,
+                const ix *delta_nanousd, const ix *expected_nanousd) {
+    if (!all_known(count, budget, budgets)) return 0;
     for (ix at = 0; at < count; at++) {
         Pacing *pacing = of(rows, bytes, budget[at]);
         double delta = delta_nanousd[at] / NANO_PER_USD;
@@ -82,4 +93,5 @@ void pace_correct(ix count, char *rows, ix bytes, const ix *budget, const ix *de
         pacing->settled_scale_usd2 += scale;
         pacing->open_usd2 -= scale;
     }
+    return 1;
 }
